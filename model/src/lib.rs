@@ -1,0 +1,23 @@
+//! The words of Landfall as types: ids, names, units, extents and the metadata of recovery points.
+//!
+//! Pure values: no I/O, no clock, no randomness, no async. Everything else in the workspace stands on this crate.
+
+mod error;
+mod extent;
+mod id;
+mod map;
+mod name;
+pub mod num;
+mod point;
+mod time;
+
+pub use error::ErrorKind;
+pub use extent::{Extent, ExtentSet};
+pub use id::{
+    ChunkId, Digest, DomainId, EpochId, GatewayId, Generation, IdError, MachineId, RecipientId, SegmentId, Seq,
+    SiteKeyId, Timeline, VaultId,
+};
+pub use map::{ChunkRef, Codec, Entry, EntryKind, Location, MapError, RegionMap, Source};
+pub use name::{DiskName, DomainName, MachineName, NameError};
+pub use point::{Consistency, Counters, DiskMeta, GenerationMeta, LeaseMeta, MachineShape, Nic, PointMeta};
+pub use time::{TimeError, Timestamp};

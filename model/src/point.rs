@@ -1,0 +1,128 @@
+//! What a recovery point says about its machine, its disks and itself (FORMAT.md section 8).
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DiskName, DomainName, GatewayId, MachineName, Seq, Timestamp};
+
+/// What a point guarantees.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// As after a power cut.
+    Crash,
+    /// File systems were frozen.
+    Filesystem,
+    /// Applications were quiesced, and their hooks succeeded.
+    Application,
+}
+
+/// A network interface.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Nic {
+    /// Its name in the machine.
+    pub name: String,
+    /// Device model, for example `virtio`.
+    pub model: String,
+    /// Hardware address.
+    pub mac: String,
+    /// Addresses with prefix length.
+    pub addresses: Vec<String>,
+}
+
+/// What is needed to make the machine again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MachineShape {
+    /// `bios` or `uefi`.
+    pub firmware: String,
+    /// Number of virtual CPUs.
+    pub cpus: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Network interfaces.
+    pub nics: Vec<Nic>,
+}
+
+/// A disk as a point knows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DiskMeta {
+    /// Its name in the machine.
+    pub name: DiskName,
+    /// Size in bytes.
+    pub size: u64,
+    /// Logical sector size in bytes.
+    pub sector_size: u32,
+    /// Whether the machine boots from it.
+    pub boot: bool,
+    /// Known, but its content is not protected.
+    pub excluded: bool,
+    /// The source that captured it, for example `image`.
+    pub source: String,
+    /// What tells this disk from another: the file's or device's own identity.
+    pub identity: String,
+    /// The point at which its history begins, from all zeroes.
+    pub base_seq: Seq,
+}
+
+/// What a cycle moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Bytes of the disks whose content is not what it was at the point before.
+    pub changed_bytes: u64,
+    /// Bytes read from the disks.
+    pub read_bytes: u64,
+    /// Bytes in chunks that the vault did not have.
+    pub new_chunk_bytes: u64,
+    /// Bytes that these chunks and the maps take in the store.
+    pub stored_bytes: u64,
+}
+
+/// Metadata of a point or checkpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PointMeta {
+    /// The machine.
+    pub machine: MachineName,
+    /// The dedup domain that its chunks are in.
+    pub domain: DomainName,
+    /// The moment that the bytes are of.
+    pub source_time: Timestamp,
+    /// When the gateway committed it.
+    pub store_time: Timestamp,
+    /// What it guarantees.
+    pub consistency: Consistency,
+    /// Who wrote it.
+    pub gateway: GatewayId,
+    /// The machine around the disks, where the source can know it.
+    pub shape: Option<MachineShape>,
+    /// The disks, in the order of the record's maps.
+    pub disks: Vec<DiskMeta>,
+    /// What the cycle moved.
+    pub counters: Counters,
+    /// Kept until unpinned.
+    pub pinned: bool,
+}
+
+/// Body of a generation record: who may write.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GenerationMeta {
+    /// The machine.
+    pub machine: MachineName,
+    /// The gateway that claimed it.
+    pub gateway: GatewayId,
+    /// When, by the gateway's clock.
+    pub claimed: Timestamp,
+}
+
+/// Body of a lease record: is the writer alive. Advisory: correctness never rests on it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LeaseMeta {
+    /// The machine.
+    pub machine: MachineName,
+    /// The gateway that holds it.
+    pub gateway: GatewayId,
+    /// When it was last renewed, by the gateway's clock.
+    pub renewed: Timestamp,
+    /// Unchanged for so long, it is given up.
+    pub ttl_ms: u64,
+    /// Given back in order.
+    pub released: bool,
+}
