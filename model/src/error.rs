@@ -1,4 +1,7 @@
-//! What an operator has to do about an error; every crate's error has one, and it is the exit code of the command line.
+//! The workspace's error, and what an operator has to do about it: its kind is the exit code of the command line.
+
+use std::error::Error as StdError;
+use std::fmt;
 
 /// The kind of an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -37,5 +40,63 @@ impl ErrorKind {
             Self::Unsupported => 8,
             Self::NotFound => 9,
         }
+    }
+}
+
+/// Any failure: what was being done, to what, why it failed; its kind says what the operator does.
+///
+/// `Display` is one line and never repeats the source.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    context: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// Result with the workspace's error.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error with no cause beneath it.
+    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
+        Self { kind, context: context.into(), source: None }
+    }
+
+    /// An error with the one that caused it.
+    pub fn with_source(
+        kind: ErrorKind,
+        context: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self { kind, context: context.into(), source: Some(source.into()) }
+    }
+
+    /// Data in the vault that is not what it must be.
+    pub fn corrupt(context: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Corrupt, context)
+    }
+
+    /// What the operator does about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The same error, said of a larger thing.
+    #[must_use]
+    pub fn context(mut self, outer: impl fmt::Display) -> Self {
+        self.context = format!("{outer}: {}", self.context);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|e| e as &(dyn StdError + 'static))
     }
 }

@@ -58,6 +58,12 @@ impl ExtentSet {
         self.ends_by_start.iter().map(|(&start, &end)| Extent::between(start, end))
     }
 
+    /// Whether any byte of a run is in the set.
+    pub fn intersects(&self, extent: &Extent) -> bool {
+        extent.len > 0
+            && self.ends_by_start.range(..extent.end()).next_back().is_some_and(|(_, &end)| end > extent.start)
+    }
+
     /// Number of bytes in the set.
     pub fn len(&self) -> u64 {
         self.iter().map(|e| e.len).sum()
@@ -99,6 +105,10 @@ mod tests {
                 (extent.start..extent.end()).for_each(|b| bytes[b as usize] = true);
             }
             prop_assert_eq!(bytes, oracle);
+            for (start, len) in [(0, 240), (17, 1), (100, 30), (5, 0)] {
+                let any = oracle[start..start + len].contains(&true);
+                prop_assert_eq!(set.intersects(&Extent { start: start as u64, len: len as u64 }), any);
+            }
             prop_assert_eq!(set.len(), oracle.iter().filter(|b| **b).count() as u64);
         }
     }

@@ -9,9 +9,10 @@ mod map;
 mod name;
 pub mod num;
 mod point;
+mod progress;
 mod time;
 
-pub use error::ErrorKind;
+pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentSet};
 pub use id::{
     ChunkId, Digest, DomainId, EpochId, GatewayId, Generation, IdError, MachineId, RecipientId, SegmentId, Seq,
@@ -20,4 +21,5 @@ pub use id::{
 pub use map::{ChunkRef, Codec, Entry, EntryKind, Location, MapError, RegionMap, Source};
 pub use name::{DiskName, DomainName, MachineName, NameError};
 pub use point::{Consistency, Counters, DiskMeta, GenerationMeta, LeaseMeta, MachineShape, Nic, PointMeta};
+pub use progress::Progress;
 pub use time::{TimeError, Timestamp};

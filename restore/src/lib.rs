@@ -1,1 +1,17 @@
-//! stub
+//! The restore side: materialise. From a recovery point to disks, fetching nothing twice and writing nothing that is equal.
+//!
+//! ```text
+//!  view: maps of the point --region by region--> compare.rs (existing disk: what differs) or all data
+//!      --> plan.rs: what to fetch, sorted by object and place, each chunk once, near ones in one request
+//!      --> fetch.rs: many in flight --> write.rs: open, decompress, check the name, write where it belongs
+//! ```
+//! The recovery key is needed, and nothing from the old site.
+
+mod compare;
+mod fetch;
+mod openers;
+mod plan;
+mod rehydrate;
+mod write;
+
+pub use rehydrate::{Damage, DiskOutcome, Options, Outcome, TargetSpec, rehydrate};

@@ -1,1 +1,73 @@
-//! stub
+//! The vault: everything that recovery needs, in one prefix of one object store, in a format that `docs/FORMAT.md` describes byte for byte.
+//!
+//! What writes it is [`landfall-gateway`]; what reads it is [`landfall-restore`]. Neither a database nor anything else outside the vault is
+//! needed. This crate can open metadata (with the site key), and content only through an `EpochOpener`, which needs the recovery key.
+//!
+//! [`landfall-gateway`]: https://github.com/landfall-dr/landfall
+//! [`landfall-restore`]: https://github.com/landfall-dr/landfall
+
+mod body;
+pub mod checkpoint;
+mod crash;
+mod frame;
+mod index;
+pub mod layout;
+mod lease;
+mod machine;
+mod page;
+mod probe;
+mod record;
+pub mod segment;
+mod store;
+mod vault;
+mod vault_file;
+pub mod verify;
+mod view;
+mod wire;
+
+pub use body::{Body, DiskPages, PageRef};
+pub use crash::{CRASH_POINTS, crash_point};
+pub use frame::{CHUNK_BYTES_MAX, Compressed, Compressor, Decompressor, PAGE_BYTES_MAX};
+pub use index::{DedupIndex, read_directory};
+pub use landfall_model::{Error, Result};
+pub use lease::{LEASE_RENEWAL, LEASE_TTL, Tenure};
+pub use machine::{Machine, Point, PointKey, Selector, follows, refers_only_to_stored};
+pub use page::{REGION_BYTES, decode as decode_page, encode as encode_page};
+pub use record::{Header, Kind, Position};
+pub use store::{Listed, Put, Store, Traffic};
+pub use vault::Vault;
+pub use vault_file::{Chunking, FORMAT, VaultConfig};
+pub use view::{MapView, load_page, region_count, region_len};
+
+use landfall_model::{ErrorKind, Timestamp};
+
+/// What an I/O error of this host means to the operator.
+pub fn io_kind(error: &std::io::Error) -> ErrorKind {
+    use std::io::ErrorKind as Io;
+    match error.kind() {
+        Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::NoSpace,
+        Io::NotFound => ErrorKind::NotFound,
+        Io::PermissionDenied | Io::InvalidInput | Io::NotADirectory | Io::IsADirectory | Io::ReadOnlyFilesystem => {
+            ErrorKind::Usage
+        }
+        Io::AlreadyExists => ErrorKind::Conflict,
+        _ => ErrorKind::Unavailable,
+    }
+}
+
+/// The moment by this host's clock.
+pub fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Sixteen random hex digits.
+///
+/// # Errors
+/// `Unavailable` where the host has no randomness.
+pub fn random_hex() -> Result<String> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random)
+        .map_err(|e| Error::with_source(ErrorKind::Unavailable, "the host gives no random numbers", e))?;
+    Ok(data_encoding::HEXLOWER.encode(&random))
+}

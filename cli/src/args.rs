@@ -1,0 +1,208 @@
+//! The command line as types. It is a contract: scripts are written against it.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use landfall_model::{DiskName, DomainName, MachineName};
+use landfall_vault::Selector;
+
+/// Disaster recovery to object storage: replicate disks into a vault that only your key can read, and bring them back.
+///
+/// Exit codes: 0 done, 1 bug, 2 usage or config, 3 key missing or wrong, 4 corrupt or tampered, 5 fenced or conflicting,
+/// 6 no space, 7 store or host unavailable (try again), 8 unsupported, 9 not found.
+#[derive(Parser, Debug)]
+#[command(name = "landfall", version, propagate_version = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command that touches a vault.
+#[derive(Args, Debug)]
+pub(crate) struct Common {
+    /// The vault: file:///path, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix. Credentials and endpoints come from
+    /// AWS_*, AZURE_STORAGE_* and GOOGLE_* variables.
+    #[arg(long, global = true, env = "LANDFALL_VAULT", value_name = "URL")]
+    pub(crate) vault: Option<String>,
+    /// The gateway's key: writes and verifies, reads no content.
+    #[arg(long, global = true, env = "LANDFALL_SITE_KEY", value_name = "FILE")]
+    pub(crate) site_key: Option<PathBuf>,
+    /// Your key: content cannot be read without it.
+    #[arg(long, global = true, env = "LANDFALL_RECOVERY_KEY", value_name = "FILE")]
+    pub(crate) recovery_key: Option<PathBuf>,
+    /// The passphrase of the recovery key, in the first line of a file.
+    #[arg(long, global = true, env = "LANDFALL_PASSPHRASE_FILE", value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    /// What this site remembers between commands (dedup index, newest points seen). Holds no key and no content.
+    #[arg(long, global = true, env = "LANDFALL_STATE_DIR", value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// One JSON document on stdout.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// No progress, no warnings.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Make or show a vault.
+    #[command(subcommand)]
+    Vault(VaultCommand),
+    /// Take a recovery point of a machine's disks: the first time everything, later only what changed.
+    #[command(
+        after_help = "Example:\n  landfall replicate --machine web-01 --disk root=/dev/vda --disk data=/srv/data.img"
+    )]
+    Replicate(Replicate),
+    /// List a machine's recovery points.
+    Points(Machine),
+    /// List the machines in the vault.
+    Machines,
+    /// Bring disks back as of a recovery point.
+    #[command(after_help = "Examples:\n  landfall rehydrate --machine web-01 --disk root=/restore/root.raw\n  \
+        landfall rehydrate --machine web-01 --point 2026-11-21T09:30:00Z --disk root=/restore/root.qcow2 --format qcow2\n  \
+        landfall rehydrate --machine web-01 --disk root=/dev/vdb --existing compare")]
+    Rehydrate(Rehydrate),
+    /// Check that everything that the points promise is there and is what it was.
+    #[command(after_help = "Examples:\n  landfall verify\n  landfall verify --machine web-01 --deep")]
+    Verify(Verify),
+    /// Work with the recovery key.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// The whole story on this machine, with nothing but e2fsprogs: protect a disk, lose it, bring it back.
+    Demo(Demo),
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum VaultCommand {
+    /// Make a vault and both its key files (mode 0600). Overwrites nothing.
+    #[command(
+        after_help = "Example:\n  landfall vault create --vault s3://bucket/dr --recovery-key recovery.key --site-key site.key"
+    )]
+    Create,
+    /// Show what a vault is and what it holds.
+    Info,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum KeysCommand {
+    /// Split the recovery key into shares, so that any K of N bring it back. One line each on stdout.
+    #[command(after_help = "Example:\n  landfall keys shares --threshold 3 --shares 5 --recovery-key recovery.key")]
+    Shares {
+        /// How many are needed.
+        #[arg(long, value_name = "K")]
+        threshold: u8,
+        /// How many are made.
+        #[arg(long, value_name = "N")]
+        shares: u8,
+    },
+    /// Make the recovery key file again from shares: one line each, in files or on stdin.
+    #[command(
+        after_help = "Example:\n  cat share-1 share-4 share-5 | landfall keys combine --recovery-key recovery.key"
+    )]
+    Combine {
+        /// Files with one share a line; without any, stdin.
+        files: Vec<PathBuf>,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Machine {
+    /// The machine.
+    #[arg(long, value_name = "M")]
+    pub(crate) machine: MachineName,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Replicate {
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// A disk: its name in the machine, and the file or block device to read.
+    #[arg(long, value_name = "NAME=PATH", required = true)]
+    pub(crate) disk: Vec<NamedPath>,
+    /// A disk that is known but not protected.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) exclude: Vec<DiskName>,
+    /// A shell command that holds the application still: run with LANDFALL_PHASE=freeze before the disks are read and LANDFALL_PHASE=thaw after.
+    #[arg(long, value_name = "CMD")]
+    pub(crate) consistency_cmd: Option<String>,
+    /// Chunks are shared by the machines of one dedup domain.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) domain: DomainName,
+    /// Go on although this host's clock stands before the newest point.
+    #[arg(long)]
+    pub(crate) accept_clock: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Rehydrate {
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Which point: latest, a sequence number, or a time (the newest point not later).
+    #[arg(long, value_name = "POINT", default_value = "latest")]
+    pub(crate) point: PointArg,
+    /// A disk of the point, and the image or device to write.
+    #[arg(long, value_name = "NAME=PATH", required = true)]
+    pub(crate) disk: Vec<NamedPath>,
+    /// What to write: raw, qcow2 or vhd (fixed).
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    pub(crate) format: landfall_disk::Format,
+    /// A target that exists: refuse it, overwrite it, or compare and write only what differs.
+    #[arg(long, value_name = "HOW", default_value = "refuse")]
+    pub(crate) existing: landfall_disk::Existing,
+    /// Write everything that can be had although some cannot; what cannot is listed, and the exit code is 4.
+    #[arg(long)]
+    pub(crate) salvage: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Verify {
+    /// Only this machine.
+    #[arg(long, value_name = "M")]
+    pub(crate) machine: Option<MachineName>,
+    /// Fetch and open every frame; needs the recovery key.
+    #[arg(long)]
+    pub(crate) deep: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Demo {
+    /// Work in this directory and keep it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Size of the disk in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    pub(crate) size_mib: u64,
+}
+
+/// `NAME=PATH`.
+#[derive(Clone, Debug)]
+pub(crate) struct NamedPath {
+    pub(crate) name: DiskName,
+    pub(crate) path: PathBuf,
+}
+
+impl FromStr for NamedPath {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, path) = text.split_once('=').ok_or("expected NAME=PATH, for example root=/dev/vda")?;
+        if path.is_empty() {
+            return Err("the path is empty".to_owned());
+        }
+        Ok(Self { name: name.parse().map_err(|e: landfall_model::NameError| e.to_string())?, path: path.into() })
+    }
+}
+
+/// A point as it is given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PointArg(pub(crate) Selector);
+
+impl FromStr for PointArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|e: landfall_model::Error| e.to_string())
+    }
+}

@@ -1,0 +1,60 @@
+//! `landfall verify`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use landfall_model::{ErrorKind, Progress, Result};
+use landfall_vault::Vault;
+use landfall_vault::verify::{Report, verify};
+use serde_json::{Value, json};
+
+use crate::args::{Common, Verify};
+use crate::{output, progress};
+
+/// Verifies; what is wrong is listed, and the exit code is 4.
+pub(crate) async fn run(common: &Common, args: Verify) -> Result<ExitCode> {
+    let recovery = if args.deep { Some(common.recovery()?) } else { None };
+    let vault = match &recovery {
+        Some(recovery) if common.site_key.is_none() => Vault::open_with_recovery_key(common.store()?, recovery).await?,
+        _ => common.any_vault().await?,
+    };
+    let state = common.state(&vault)?;
+    let mut heads = state.heads()?;
+    let counters = Arc::new(Progress::default());
+    let work = verify(&vault, args.machine.as_ref(), recovery, &heads, &counters);
+    let report = progress::shown(common, "verify", "fetched", counters.clone(), work).await?;
+    if report.findings.is_empty() {
+        heads.extend(report.heads.iter().map(|(machine, head)| (*machine, *head)));
+        state.remember(&heads)?;
+    }
+    output::document(common.json, &document(&report, args.deep), || people(&report, args.deep))?;
+    Ok(ExitCode::from(if report.findings.is_empty() { 0 } else { ErrorKind::Corrupt.exit_code() }))
+}
+
+fn document(report: &Report, deep: bool) -> Value {
+    json!({
+        "ok": report.findings.is_empty(), "deep": deep, "machines": report.machines, "points": report.points,
+        "segments": report.segments, "frames_opened": report.frames_opened,
+        "unreferenced_segments": report.unreferenced_segments, "findings": report.findings,
+    })
+}
+
+fn people(report: &Report, deep: bool) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        text.push_str(&format!("WRONG  {}: {}\n", finding.object, finding.what));
+        for affected in &finding.affects {
+            text.push_str(&format!("       needed by {affected}\n"));
+        }
+    }
+    let (machines, points, segments) = (report.machines, report.points, report.segments);
+    text.push_str(&format!("{machines} machines, {points} points, {segments} segments checked"));
+    if deep {
+        text.push_str(&format!(", {} frames opened", report.frames_opened));
+    }
+    text.push_str(match report.findings.len() {
+        0 => ": all is well.\n",
+        _ => ".\nDo not delete anything; rehydrate an unaffected point, or save what is left with --salvage.\n",
+    });
+    text
+}

@@ -1,0 +1,26 @@
+//! Block I/O on files and devices, and the containers that disks come in.
+//!
+//! Two halves: [`RawReader`] is where capture reads, [`Target`] is what materialise compares with and writes to. Both
+//! are blocking, take `&self`, and are used from many threads at once: every call names its offset, none moves a shared
+//! position. Calls of different threads must not overlap in the bytes they write.
+//!
+//! What a killed run leaves on disk is decided in one module, `place`, and described there.
+
+mod aligned;
+mod convert;
+mod error;
+mod format;
+mod holes;
+mod place;
+mod qcow2;
+mod raw;
+mod reader;
+mod target;
+mod uncached;
+mod vhd;
+
+pub use aligned::{AlignedBuf, DIRECT_ALIGN};
+pub use error::{DiskError, DiskErrorKind, Operation, Reason, Result};
+pub use format::{Existing, Format, UnknownName};
+pub use reader::RawReader;
+pub use target::Target;

@@ -1,0 +1,92 @@
+//! What the vault has, what this cycle is storing, and what is new: asked by every worker, told by the uploader.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use landfall_model::{ChunkId, Error, ErrorKind, Location, Result, SegmentId};
+use landfall_vault::DedupIndex;
+use landfall_vault::segment::Segment;
+
+/// What a worker does with a chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Claim {
+    /// The vault has it.
+    Known(Location),
+    /// Another worker is storing it, or this one did a moment ago: its place is known when its segment is stored.
+    Pending,
+    /// Store it.
+    New,
+}
+
+/// The dedup index, and the chunks that are on their way into it.
+pub(crate) struct Ledger {
+    index: RwLock<DedupIndex>,
+    pending: Mutex<HashSet<ChunkId>>,
+    /// Raised whenever chunks move from pending into the index.
+    moves: AtomicU64,
+}
+
+impl Ledger {
+    pub(crate) fn new(index: DedupIndex) -> Self {
+        Self { index: RwLock::new(index), pending: Mutex::default(), moves: AtomicU64::new(0) }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, DedupIndex> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, DedupIndex> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashSet<ChunkId>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides who stores a chunk: exactly one asker is told `New`.
+    pub(crate) fn claim(&self, id: ChunkId) -> Result<Claim> {
+        loop {
+            let moves = self.moves.load(Ordering::Acquire);
+            if let Some(location) = self.find(id)? {
+                return Ok(Claim::Known(location));
+            }
+            let mut pending = self.pending();
+            if pending.contains(&id) {
+                return Ok(Claim::Pending);
+            }
+            // It may have moved into the index between the two looks.
+            if self.moves.load(Ordering::Acquire) == moves {
+                pending.insert(id);
+                return Ok(Claim::New);
+            }
+        }
+    }
+
+    /// Where a chunk is, once its object is stored.
+    pub(crate) fn find(&self, id: ChunkId) -> Result<Option<Location>> {
+        self.read().find(id)
+    }
+
+    /// A segment is stored: its chunks have places now.
+    pub(crate) fn stored(&self, segment: &Segment) -> Result<()> {
+        self.write().add_segment(segment)?;
+        let mut pending = self.pending();
+        self.moves.fetch_add(1, Ordering::Release);
+        segment.chunks.iter().for_each(|c| {
+            pending.remove(&c.id);
+        });
+        Ok(())
+    }
+
+    /// Size of a stored segment.
+    pub(crate) fn segment_size(&self, id: SegmentId) -> Result<u64> {
+        let size = self.read().segment_size(id);
+        size.ok_or_else(|| Error::new(ErrorKind::Bug, format!("segment {id} is referred to and not known")))
+    }
+
+    /// The segments in the store.
+    pub(crate) fn stored_segments(&self) -> BTreeSet<SegmentId> {
+        self.read().stored_segments()
+    }
+}

@@ -1,0 +1,343 @@
+//! Rehydrate: the disks of a point, into images or onto existing disks.
+//!
+//! # Crash consistency
+//! A new image has its final name only when it is whole. An existing disk that is being brought up to date carries a mark beside it until it
+//! is at the point: killed in between, it says that it is neither old nor new, and running again makes it right.
+//!
+//! # Damage
+//! What cannot be had is reported with disk, range and point, and never replaced silently: the run fails, or, where the
+//! operator asks for what is left, writes everything else and fails at the end.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use futures_util::{StreamExt, stream};
+use landfall_disk::{Existing, Format, Target};
+use landfall_keys::RecoveryKey;
+use landfall_model::{
+    ChunkRef, DiskMeta, DiskName, EntryKind, Error, ErrorKind, Extent, MachineName, Progress, Result, Seq, Timestamp,
+};
+use landfall_vault::{MapView, REGION_BYTES, Selector, Vault, crash_point, region_count, region_len};
+
+use crate::compare::{self, Differences};
+use crate::fetch::Fetcher;
+use crate::openers::Openers;
+use crate::plan::{Fetch, Place, plan};
+use crate::write::{self, Written};
+
+/// Regions planned together: chunks that occur several times within 4 GiB of disk are fetched once.
+const REGIONS_PER_BATCH: usize = 32;
+/// Regions whose maps are loaded, or compared, at once.
+const REGIONS_IN_FLIGHT: usize = 4;
+/// Requests in flight, each of up to 4 MiB and as much again being opened: some 64 MiB in memory.
+const FETCHES_IN_FLIGHT: usize = 6;
+
+/// Where a disk goes.
+#[derive(Clone, Debug)]
+pub struct TargetSpec {
+    /// The disk of the point.
+    pub disk: DiskName,
+    /// The image or device.
+    pub path: PathBuf,
+}
+
+/// How to rehydrate.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The container.
+    pub format: Format,
+    /// What to do about a target that exists.
+    pub existing: Existing,
+    /// Write what can be had, although some cannot.
+    pub salvage: bool,
+}
+
+/// What was done with a disk.
+#[derive(Clone, Debug)]
+pub struct DiskOutcome {
+    /// Its name.
+    pub name: DiskName,
+    /// Its size in the point, in bytes.
+    pub size: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Bytes that were right already.
+    pub skipped_bytes: u64,
+}
+
+/// A run that could not be had.
+#[derive(Clone, Debug)]
+pub struct Damage {
+    /// The disk.
+    pub disk: DiskName,
+    /// The run.
+    pub extent: Extent,
+    /// Why.
+    pub why: String,
+}
+
+/// What a rehydrate did.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The point.
+    pub seq: Seq,
+    /// The moment that its bytes are of.
+    pub time: Timestamp,
+    /// Per disk.
+    pub disks: Vec<DiskOutcome>,
+    /// Bytes fetched from the store.
+    pub fetched_bytes: u64,
+    /// Runs that could not be had; empty unless salvage was asked for.
+    pub damaged: Vec<Damage>,
+    /// Wall time.
+    pub elapsed_ms: u64,
+}
+
+/// Rehydrates disks of a point.
+///
+/// # Errors
+/// `NotFound` for what does not exist, `Conflict` where a target exists and must not be touched, `NoSpace` (before writing where it can
+/// be told), `Corrupt` with disk, range and point.
+pub async fn rehydrate(
+    vault: &Vault,
+    recovery: Arc<RecoveryKey>,
+    machine: &MachineName,
+    selector: Selector,
+    specs: &[TargetSpec],
+    options: Options,
+    progress: &Arc<Progress>,
+) -> Result<Outcome> {
+    let start = Instant::now();
+    let machine_log = vault.machine(machine);
+    let line = machine_log.line().await?;
+    if line.is_empty() {
+        let why =
+            format!("machine {machine} has no recovery points in {}: see `landfall machines`", vault.store().url());
+        return Err(Error::new(ErrorKind::NotFound, why));
+    }
+    let key = machine_log.select(&line, selector).await.map_err(|e| e.context(format!("machine {machine}")))?;
+    let view = MapView::open(&machine_log, &line, key).await?;
+    let disks = chosen(&view, specs)?;
+    room(&view, &disks, specs, options).await?;
+    let mut targets = Vec::with_capacity(disks.len());
+    for (disk, spec) in disks.iter().zip(specs) {
+        targets.push(Arc::new(Target::create_or_open(&spec.path, options.format, disk.size, options.existing)?));
+    }
+    let domain = vault.site().domain_id(&view.meta().domain);
+    let work = Arc::new(Work {
+        written: disks.iter().map(|_| AtomicU64::new(0)).collect(),
+        openers: Openers::new(vault.clone(), recovery, domain),
+        fetcher: Fetcher::new(machine_log, line),
+        disks,
+        targets,
+        view,
+        salvage: options.salvage,
+        progress: progress.clone(),
+    });
+    let damaged = work.run().await?;
+    crash_point("rehydrate.before-finish");
+    let work = Arc::try_unwrap(work).map_err(|_| Error::new(ErrorKind::Bug, "a task outlived the rehydrate"))?;
+    for target in work.targets {
+        let target = Arc::try_unwrap(target).map_err(|_| Error::new(ErrorKind::Bug, "a target is still in use"))?;
+        tokio::task::spawn_blocking(move || target.finish())
+            .await
+            .map_err(|e| Error::with_source(ErrorKind::Bug, "finishing an image ended early", e))??;
+    }
+    let outcome = |(disk, written): (&DiskMeta, AtomicU64)| {
+        let written_bytes = written.into_inner();
+        let skipped_bytes = disk.size.saturating_sub(written_bytes);
+        DiskOutcome { name: disk.name.clone(), size: disk.size, written_bytes, skipped_bytes }
+    };
+    Ok(Outcome {
+        seq: key.seq,
+        time: work.view.meta().source_time,
+        disks: work.disks.iter().zip(work.written).map(outcome).collect(),
+        fetched_bytes: vault.store().traffic().fetched_bytes(),
+        damaged,
+        elapsed_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// The disks of the point that the targets name.
+fn chosen(view: &MapView, specs: &[TargetSpec]) -> Result<Vec<DiskMeta>> {
+    let mut names = BTreeSet::new();
+    let mut paths = BTreeSet::new();
+    specs
+        .iter()
+        .map(|spec| {
+            if !names.insert(&spec.disk) || !paths.insert(&spec.path) {
+                let why = format!("disk {} or its target {} is named twice", spec.disk, spec.path.display());
+                return Err(Error::new(ErrorKind::Usage, why));
+            }
+            let there = || view.meta().disks.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
+            let disk = view.disk(&spec.disk).ok_or_else(|| {
+                let why = format!("point {} has no disk {}: it has {}", view.key().seq, spec.disk, there());
+                Error::new(ErrorKind::NotFound, why)
+            })?;
+            if disk.excluded {
+                let why = format!(
+                    "disk {} is excluded from protection in point {}: the vault has no content of it",
+                    disk.name,
+                    view.key().seq
+                );
+                return Err(Error::new(ErrorKind::NotFound, why));
+            }
+            Ok(disk.clone())
+        })
+        .collect()
+}
+
+/// Finds out before anything is written whether new images have room: by size where that is enough, else by the data in the maps.
+async fn room(view: &MapView, disks: &[DiskMeta], specs: &[TargetSpec], options: Options) -> Result<()> {
+    for (disk, spec) in disks.iter().zip(specs) {
+        if options.existing == Existing::Compare && spec.path.exists() {
+            continue;
+        }
+        let available = Target::available_bytes(&spec.path)?;
+        if available >= disk.size {
+            continue;
+        }
+        let mut needed = if options.format == Format::Vhd { disk.size } else { 0 };
+        for region in view.described_regions(disk) {
+            if needed > available {
+                break;
+            }
+            let map = view.region(disk, region).await?;
+            let data = map.iter().filter(|e| matches!(e.kind, EntryKind::Data { .. }));
+            needed += data.map(|e| u64::from(e.len)).sum::<u64>();
+        }
+        if needed > available {
+            let why = format!(
+                "disk {} does not fit: {} has {available} bytes free, at least {needed} are needed; nothing was written",
+                disk.name,
+                spec.path.display()
+            );
+            return Err(Error::new(ErrorKind::NoSpace, why));
+        }
+    }
+    Ok(())
+}
+
+struct Work {
+    view: MapView,
+    disks: Vec<DiskMeta>,
+    targets: Vec<Arc<Target>>,
+    written: Vec<AtomicU64>,
+    openers: Openers,
+    fetcher: Arc<Fetcher>,
+    salvage: bool,
+    progress: Arc<Progress>,
+}
+
+impl Work {
+    async fn run(self: &Arc<Self>) -> Result<Vec<Damage>> {
+        let mut damaged = Vec::new();
+        for (number, disk) in self.disks.iter().enumerate() {
+            self.progress.add_total(disk.size);
+            let described = self.view.described_regions(disk);
+            // On a fresh image only what is described can be anything but zero; an existing disk is looked at everywhere.
+            let regions: Vec<u32> = if self.targets[number].is_fresh() {
+                described.iter().copied().collect()
+            } else {
+                (0..region_count(disk.size)?).collect()
+            };
+            let counted: u64 = regions.iter().map(|r| u64::from(region_len(disk.size, *r))).sum();
+            self.progress.add_done(disk.size - counted);
+            for batch in regions.chunks(REGIONS_PER_BATCH) {
+                let mut needs = Vec::new();
+                let mut found = stream::iter(batch.to_vec())
+                    .map(|region| self.clone().region(number, region))
+                    .buffered(REGIONS_IN_FLIGHT);
+                while let Some(differences) = found.next().await {
+                    let differences = differences?;
+                    self.written[number].fetch_add(differences.zeroed, Ordering::Relaxed);
+                    needs.extend(differences.needs);
+                }
+                drop(found);
+                self.materialise(needs, &mut damaged).await?;
+                let done: u64 = batch.iter().map(|r| u64::from(region_len(disk.size, *r))).sum();
+                self.progress.add_done(done);
+            }
+        }
+        Ok(damaged)
+    }
+
+    /// What a region needs.
+    async fn region(self: Arc<Self>, number: usize, region: u32) -> Result<Differences> {
+        let disk = &self.disks[number];
+        let map = self.view.region(disk, region).await?;
+        let base = u64::from(region) * REGION_BYTES;
+        if self.targets[number].is_fresh() {
+            let need = |e: &landfall_model::Entry| match e.kind {
+                EntryKind::Data { chunk, skip } => {
+                    let place =
+                        Place { disk: number, start: base + u64::from(e.start), len: e.len, skip, compare: false };
+                    Some((chunk, place))
+                }
+                EntryKind::Zero | EntryKind::Excluded => None,
+            };
+            return Ok(Differences { needs: map.iter().filter_map(need).collect(), zeroed: 0 });
+        }
+        let entries = map.covering(region_len(disk.size, region));
+        let work = self.clone();
+        let compared = tokio::task::spawn_blocking(move || {
+            compare::region(&work.targets[number], number, base, &entries, work.openers.fingerprinter())
+        });
+        compared.await.map_err(|e| Error::with_source(ErrorKind::Bug, "a comparison ended early", e))?
+    }
+
+    async fn materialise(self: &Arc<Self>, needs: Vec<(ChunkRef, Place)>, damaged: &mut Vec<Damage>) -> Result<()> {
+        let epochs: BTreeSet<_> = needs.iter().map(|(chunk, _)| chunk.location.epoch).collect();
+        self.openers.prepare(epochs.into_iter()).await?;
+        let mut done =
+            stream::iter(plan(needs)).map(|fetch| self.clone().serve(fetch)).buffer_unordered(FETCHES_IN_FLIGHT);
+        while let Some(written) = done.next().await {
+            let written = written?;
+            for (disk, bytes) in written.bytes {
+                self.written[disk].fetch_add(bytes, Ordering::Relaxed);
+            }
+            for (place, why) in written.damaged {
+                let damage = Damage { disk: self.disks[place.disk].name.clone(), extent: place.extent(), why };
+                tracing::debug!(disk = %damage.disk, start = damage.extent.start, len = damage.extent.len, why = damage.why, "cannot be had");
+                if !self.salvage {
+                    return Err(self.damage_error(&damage));
+                }
+                damaged.push(damage);
+            }
+        }
+        Ok(())
+    }
+
+    fn damage_error(&self, damage: &Damage) -> Error {
+        let extent = damage.extent;
+        Error::corrupt(format!(
+            "disk {} bytes {}..{} of point {} cannot be had: {}; other ranges can be saved with --salvage, or take another point",
+            damage.disk,
+            extent.start,
+            extent.end(),
+            self.view.key().seq,
+            damage.why
+        ))
+    }
+
+    /// Fetches a range and writes what is in it.
+    async fn serve(self: Arc<Self>, fetch: Fetch) -> Result<Written> {
+        let bytes = match self.fetcher.fetch(&fetch).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                let places = fetch.chunks.iter().flat_map(|c| &c.places);
+                let damaged = places.map(|p| (*p, error.to_string())).collect();
+                return Ok(Written { bytes: Vec::new(), damaged });
+            }
+            Err(error) => return Err(error),
+        };
+        self.progress.add_moved(bytes.len() as u64);
+        let work = self.clone();
+        tokio::task::spawn_blocking(move || write::write(&work.openers, &work.targets, &fetch, bytes))
+            .await
+            .map_err(|e| Error::with_source(ErrorKind::Bug, "a write ended early", e))?
+    }
+}

@@ -1,0 +1,359 @@
+//! The dedup index: which chunks the vault has, and where. Local, and made again from the vault when it is lost.
+//!
+//! # Overview
+//! A redb file in the state directory: ChunkId to location. What another gateway stored is found by comparing the store's listing with the
+//! sources that the file knows, and reading the directories of the new ones.
+//!
+//! # Consistency
+//! A chunk is in the file only after the object that holds it is stored. Sources that vanished, and epochs whose wrapped key is gone,
+//! are no dedup targets ([`DedupIndex::find`] misses). Inline frames of a point serve the machine of that point only.
+//!
+//! # Crash consistency
+//! The file may lose its newest transactions; the next listing finds them again. It holds no key and no content.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use landfall_model::{
+    ChunkId, ChunkRef, Codec, EpochId, ErrorKind, Location, MachineId, SegmentId, Seq, Source, Timeline,
+};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::layout::{self, Name};
+use crate::segment::{self, Segment, Trailer};
+use crate::vault::Vault;
+use crate::wire::{Reader, Writer};
+use landfall_model::{Error, Result};
+
+/// ChunkId -> source number, offset, stored length, raw length, codec, epoch number.
+const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8; 21]> = TableDefinition::new("chunks-1");
+/// Source number -> kind, key (32 bytes), size.
+const SOURCES: TableDefinition<'_, u32, &[u8; 41]> = TableDefinition::new("sources-1");
+/// Epoch number -> epoch id.
+const EPOCHS: TableDefinition<'_, u32, &[u8; 16]> = TableDefinition::new("epochs-1");
+
+/// Page cache of the file: the index of a 1 TiB vault is some 3 GiB, and most look-ups are for chunks that are new.
+const CACHE_BYTES: usize = 64 * 1024 * 1024;
+/// Directories fetched at once after the index was lost.
+const DIRECTORIES_IN_FLIGHT: usize = 8;
+
+/// A source as the file names it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+enum SourceKey {
+    Segment(SegmentId),
+    Point(MachineId, Timeline, Seq),
+}
+
+impl SourceKey {
+    fn of(source: Source, machine: MachineId) -> Self {
+        match source {
+            Source::Segment(id) => Self::Segment(id),
+            Source::Point(timeline, seq) => Self::Point(machine, timeline, seq),
+        }
+    }
+
+    fn encode(self, size: u64) -> Vec<u8> {
+        let mut out = Writer::default();
+        match self {
+            Self::Segment(id) => {
+                out.u8(0);
+                out.raw(id.as_bytes());
+            }
+            Self::Point(machine, timeline, seq) => {
+                out.u8(1);
+                out.raw(machine.as_bytes());
+                out.u32(timeline.0);
+                out.u64(seq.0);
+                out.u32(0);
+            }
+        }
+        out.u64(size);
+        out.into_bytes()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<(Self, u64)> {
+        let mut reader = Reader::new(bytes, "dedup index");
+        let key = match reader.u8()? {
+            0 => Self::Segment(SegmentId::from_bytes(reader.array()?)),
+            _ => {
+                let key =
+                    Self::Point(MachineId::from_bytes(reader.array()?), Timeline(reader.u32()?), Seq(reader.u64()?));
+                reader.u32()?;
+                key
+            }
+        };
+        Ok((key, reader.u64()?))
+    }
+}
+
+/// The index of one vault, as one machine's run sees it.
+pub struct DedupIndex {
+    db: Database,
+    machine: MachineId,
+    sources: BTreeMap<u32, (SourceKey, u64)>,
+    numbers: HashMap<SourceKey, u32>,
+    epochs: Vec<EpochId>,
+    epoch_numbers: HashMap<EpochId, u32>,
+    /// Sources that are in the store now.
+    live: BTreeSet<u32>,
+    /// Epochs whose wrapped keys are stored.
+    live_epochs: BTreeSet<u32>,
+}
+
+fn local(error: impl Into<redb::Error>) -> Error {
+    let error = error.into();
+    let (kind, advice) = match &error {
+        redb::Error::DatabaseAlreadyOpen => {
+            (ErrorKind::Conflict, "another landfall uses this state directory; wait for it")
+        }
+        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::StorageFull => (ErrorKind::NoSpace, "no space is left"),
+        _ => (ErrorKind::Unavailable, "delete the file; it is made again from the vault"),
+    };
+    Error::with_source(kind, format!("the dedup index cannot be used: {advice}"), error)
+}
+
+impl DedupIndex {
+    /// Opens or makes the file, and brings it up to what the store holds now.
+    ///
+    /// # Errors
+    /// `Conflict` where another process has it open, `Unavailable`, `Corrupt` where a directory is.
+    pub async fn open(path: &Path, vault: &Vault, machine: MachineId, live_epochs: &[EpochId]) -> Result<Self> {
+        let open = || Database::builder().set_cache_size(CACHE_BYTES).create(path);
+        let db = match open() {
+            Ok(db) => db,
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(local(redb::Error::DatabaseAlreadyOpen)),
+            Err(error) => {
+                tracing::warn!(%error, "the dedup index is damaged: making it again from the vault");
+                std::fs::remove_file(path)
+                    .map_err(|e| Error::with_source(crate::io_kind(&e), "cannot remove the damaged dedup index", e))?;
+                open().map_err(local)?
+            }
+        };
+        let mut index = Self {
+            db,
+            machine,
+            sources: BTreeMap::new(),
+            numbers: HashMap::new(),
+            epochs: Vec::new(),
+            epoch_numbers: HashMap::new(),
+            live: BTreeSet::new(),
+            live_epochs: BTreeSet::new(),
+        };
+        index.load()?;
+        index.catch_up(vault).await?;
+        for epoch in live_epochs.iter().chain([&EpochId::INDEX]) {
+            index.allow_epoch(*epoch)?;
+        }
+        Ok(index)
+    }
+
+    fn load(&mut self) -> Result<()> {
+        let write = self.db.begin_write().map_err(local)?;
+        write.open_table(CHUNKS).map_err(local)?;
+        for row in write.open_table(SOURCES).map_err(local)?.iter().map_err(local)? {
+            let (number, value) = row.map_err(local)?;
+            let (key, size) = SourceKey::decode(value.value())?;
+            self.sources.insert(number.value(), (key, size));
+            self.numbers.insert(key, number.value());
+        }
+        for row in write.open_table(EPOCHS).map_err(local)?.iter().map_err(local)? {
+            let (_, value) = row.map_err(local)?;
+            let epoch = EpochId::from_bytes(*value.value());
+            self.epoch_numbers.insert(epoch, landfall_model::num::to_u32(self.epochs.len()));
+            self.epochs.push(epoch);
+        }
+        write.commit().map_err(local)
+    }
+
+    /// Compares the sources that the file knows with those that the store lists.
+    async fn catch_up(&mut self, vault: &Vault) -> Result<()> {
+        let mut unknown = Vec::new();
+        for object in vault.store().list(layout::SEGMENTS).await? {
+            let Some(Name::Segment(id)) = layout::parse(&object.name) else { continue };
+            match self.numbers.get(&SourceKey::Segment(id)) {
+                Some(number) if self.sources[number].1 == object.size => {
+                    self.live.insert(*number);
+                }
+                _ => unknown.push((id, object.size)),
+            }
+        }
+        let mut directories = stream::iter(unknown)
+            .map(|(id, size)| async move { Ok::<_, Error>((id, size, read_directory(vault, id, size).await)) })
+            .buffer_unordered(DIRECTORIES_IN_FLIGHT);
+        while let Some((id, size, chunks)) = directories.try_next().await? {
+            match chunks {
+                Ok(chunks) => self.add(SourceKey::Segment(id), size, &chunks)?,
+                // A damaged segment is no dedup target; `verify` is where it is reported.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    tracing::warn!(segment = %id, %error, "a segment's directory cannot be read: run `landfall verify`");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn allow_epoch(&mut self, epoch: EpochId) -> Result<()> {
+        let number = match self.epoch_numbers.get(&epoch) {
+            Some(number) => *number,
+            None => {
+                let number = landfall_model::num::to_u32(self.epochs.len());
+                let write = self.db.begin_write().map_err(local)?;
+                write.open_table(EPOCHS).map_err(local)?.insert(number, epoch.as_bytes()).map_err(local)?;
+                write.commit().map_err(local)?;
+                self.epochs.push(epoch);
+                self.epoch_numbers.insert(epoch, number);
+                number
+            }
+        };
+        self.live_epochs.insert(number);
+        Ok(())
+    }
+
+    fn add(&mut self, key: SourceKey, size: u64, chunks: &[ChunkRef]) -> Result<()> {
+        let mut write = self.db.begin_write().map_err(local)?;
+        write.set_durability(Durability::None).map_err(local)?;
+        let number = match self.numbers.get(&key) {
+            Some(number) => *number,
+            None => self.sources.keys().next_back().map_or(0, |n| n + 1),
+        };
+        {
+            let mut sources = write.open_table(SOURCES).map_err(local)?;
+            let row = key.encode(size);
+            let row = <&[u8; 41]>::try_from(row.as_slice())
+                .map_err(|_| Error::new(ErrorKind::Bug, "a row of the dedup index has the wrong length"))?;
+            sources.insert(number, row).map_err(local)?;
+            let mut epochs = write.open_table(EPOCHS).map_err(local)?;
+            let mut table = write.open_table(CHUNKS).map_err(local)?;
+            for chunk in chunks {
+                let at = &chunk.location;
+                let epoch = match self.epoch_numbers.get(&at.epoch) {
+                    Some(number) => *number,
+                    None => {
+                        let number = landfall_model::num::to_u32(self.epochs.len());
+                        epochs.insert(number, at.epoch.as_bytes()).map_err(local)?;
+                        self.epochs.push(at.epoch);
+                        self.epoch_numbers.insert(at.epoch, number);
+                        number
+                    }
+                };
+                let mut row = [0; 21];
+                for (field, value) in row.chunks_exact_mut(4).zip([number, at.offset, at.stored_len, at.raw_len, epoch])
+                {
+                    field.copy_from_slice(&value.to_le_bytes());
+                }
+                row[20] = at.codec.byte();
+                table.insert(chunk.id.as_bytes(), &row).map_err(local)?;
+            }
+        }
+        write.commit().map_err(local)?;
+        self.sources.insert(number, (key, size));
+        self.numbers.insert(key, number);
+        self.live.insert(number);
+        Ok(())
+    }
+
+    /// Adds a segment that is stored.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Unavailable` of the local file.
+    pub fn add_segment(&mut self, segment: &Segment) -> Result<()> {
+        for epoch in segment.chunks.iter().map(|c| c.location.epoch).collect::<BTreeSet<_>>() {
+            self.allow_epoch(epoch)?;
+        }
+        self.add(SourceKey::Segment(segment.id), segment.bytes.len() as u64, &segment.chunks)
+    }
+
+    /// Whether the inline frames of a point of this machine are known.
+    pub fn knows_point(&self, timeline: Timeline, seq: Seq) -> bool {
+        self.numbers.get(&SourceKey::Point(self.machine, timeline, seq)).is_some_and(|n| self.live.contains(n))
+    }
+
+    /// Adds the inline frames of a point of this machine that is committed.
+    ///
+    /// # Errors
+    /// As for [`Self::add_segment`].
+    pub fn add_point(&mut self, timeline: Timeline, seq: Seq, chunks: &[ChunkRef]) -> Result<()> {
+        self.add(SourceKey::Point(self.machine, timeline, seq), 0, chunks)
+    }
+
+    /// Says which points of this machine are in the store: the inline frames of others are no dedup targets.
+    pub fn keep_points(&mut self, points: impl Iterator<Item = (Timeline, Seq)>) {
+        for (timeline, seq) in points {
+            if let Some(number) = self.numbers.get(&SourceKey::Point(self.machine, timeline, seq)) {
+                self.live.insert(*number);
+            }
+        }
+    }
+
+    /// Where a chunk is, if the vault has it.
+    ///
+    /// # Errors
+    /// `Unavailable` of the local file.
+    pub fn find(&self, id: ChunkId) -> Result<Option<Location>> {
+        let read = self.db.begin_read().map_err(local)?;
+        let table = read.open_table(CHUNKS).map_err(local)?;
+        let Some(row) = table.get(id.as_bytes()).map_err(local)? else { return Ok(None) };
+        let row = *row.value();
+        let mut fields = Reader::new(&row, "dedup index").column_u32(5)?.into_iter();
+        let mut field = || fields.next().unwrap_or_default();
+        let (number, offset, stored_len, raw_len, epoch) = (field(), field(), field(), field(), field());
+        let (Some(codec), true) = (Codec::from_byte(row[20]), self.live.contains(&number)) else { return Ok(None) };
+        let source = match self.sources.get(&number) {
+            Some((SourceKey::Segment(id), _)) => Source::Segment(*id),
+            Some((SourceKey::Point(machine, timeline, seq), _)) if *machine == self.machine => {
+                Source::Point(*timeline, *seq)
+            }
+            _ => return Ok(None),
+        };
+        let Some(epoch_id) = self.epochs.get(epoch as usize).filter(|_| self.live_epochs.contains(&epoch)) else {
+            return Ok(None);
+        };
+        Ok(Some(Location { source, offset, stored_len, raw_len, codec, epoch: *epoch_id }))
+    }
+
+    /// Size of a segment that is in the store.
+    pub fn segment_size(&self, id: SegmentId) -> Option<u64> {
+        let number = self.numbers.get(&SourceKey::of(Source::Segment(id), self.machine))?;
+        self.live.contains(number).then(|| self.sources[number].1)
+    }
+
+    /// The segments that are in the store: what invariant 1 is checked against.
+    pub fn stored_segments(&self) -> BTreeSet<SegmentId> {
+        let segment = |n: &u32| match self.sources[n].0 {
+            SourceKey::Segment(id) => Some(id),
+            SourceKey::Point(..) => None,
+        };
+        self.live.iter().filter_map(segment).collect()
+    }
+
+    /// Makes what was added durable.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Unavailable` of the local file.
+    pub fn flush(&self) -> Result<()> {
+        self.db.begin_write().map_err(local)?.commit().map_err(local)
+    }
+}
+
+/// Reads the directory of a stored segment: its trailer, then the directory before it.
+///
+/// # Errors
+/// `Corrupt`, `Unavailable`.
+pub async fn read_directory(vault: &Vault, id: SegmentId, size: u64) -> Result<Vec<ChunkRef>> {
+    /// One request serves most segments: 32 MiB of frames have a directory of some 60 KB.
+    const TAIL_BYTES: u64 = 96 * 1024;
+    let name = layout::segment(id);
+    let missing = || Error::corrupt(format!("{name}: it is missing"));
+    let start = size.saturating_sub(TAIL_BYTES);
+    let tail = vault.store().get_range(&name, start, size.max(1)).await?.ok_or_else(missing)?;
+    let trailer = Trailer::parse(&tail, size).map_err(|e| e.context(&name))?;
+    let from = trailer.directory_start();
+    let to = from + trailer.directory_len();
+    let sealed = match from.checked_sub(start) {
+        Some(skip) => tail.slice(landfall_model::num::to_usize(skip)..landfall_model::num::to_usize(to - start)),
+        None => vault.store().get_range(&name, from, to).await?.ok_or_else(missing)?,
+    };
+    segment::open_directory(vault.site(), vault.config().vault_id, id, &trailer, &sealed)
+}

@@ -1,0 +1,156 @@
+//! Every object name of a vault is built and parsed here (FORMAT.md section 1), relative to the vault's prefix.
+
+use landfall_model::{DomainId, EpochId, Generation, MachineId, RecipientId, SegmentId, Seq, SiteKeyId, Timeline};
+
+/// The vault's own description.
+pub const VAULT_FILE: &str = "vault.json";
+/// Folder of the segments.
+pub const SEGMENTS: &str = "segments";
+/// Folder of the wrapped epoch keys.
+pub const EPOCHS: &str = "epochs";
+/// Folder of the wrapped site keys.
+pub const KEYS: &str = "keys";
+/// Folder of the machines.
+pub const MACHINES: &str = "machines";
+/// Folder of what the probe of the store leaves for a moment.
+pub const PROBE: &str = "probe";
+
+/// A site key, wrapped to a recovery key.
+pub fn site_key(key: SiteKeyId, recipient: RecipientId) -> String {
+    format!("{KEYS}/site-{key}-{recipient}")
+}
+
+/// An epoch key, wrapped to a recovery key.
+pub fn epoch(domain: DomainId, epoch: EpochId, recipient: RecipientId) -> String {
+    format!("{EPOCHS}/{domain}/{epoch}-{recipient}")
+}
+
+/// A segment.
+pub fn segment(id: SegmentId) -> String {
+    let hex = id.to_string();
+    format!("{SEGMENTS}/{}/{hex}", &hex[..2])
+}
+
+/// Folder of a machine's generations.
+pub fn generations(machine: MachineId) -> String {
+    format!("{MACHINES}/{machine}/generations")
+}
+
+/// A claimed generation.
+pub fn generation(machine: MachineId, generation: Generation) -> String {
+    format!("{}/{}", generations(machine), generation.key())
+}
+
+/// The lease beside a generation.
+pub fn lease(machine: MachineId, generation: Generation) -> String {
+    format!("{}/{}.lease", generations(machine), generation.key())
+}
+
+/// Folder of a machine's timelines.
+pub fn timelines(machine: MachineId) -> String {
+    format!("{MACHINES}/{machine}/timelines")
+}
+
+/// Folder of a timeline's points.
+pub fn points(machine: MachineId, timeline: Timeline) -> String {
+    format!("{}/{}/points", timelines(machine), timeline.key())
+}
+
+/// A recovery point.
+pub fn point(machine: MachineId, timeline: Timeline, seq: Seq) -> String {
+    format!("{}/{}", points(machine, timeline), seq.key())
+}
+
+/// Folder of a timeline's checkpoints.
+pub fn checkpoints(machine: MachineId, timeline: Timeline) -> String {
+    format!("{}/{}/checkpoints", timelines(machine), timeline.key())
+}
+
+/// A checkpoint.
+pub fn checkpoint(machine: MachineId, timeline: Timeline, seq: Seq) -> String {
+    format!("{}/{}", checkpoints(machine, timeline), seq.key())
+}
+
+/// What an object's name says it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Name {
+    /// `vault.json`.
+    Vault,
+    /// A wrapped site key.
+    SiteKey(SiteKeyId, RecipientId),
+    /// A wrapped epoch key.
+    Epoch(DomainId, EpochId, RecipientId),
+    /// A segment.
+    Segment(SegmentId),
+    /// A generation.
+    Generation(MachineId, Generation),
+    /// A lease.
+    Lease(MachineId, Generation),
+    /// A recovery point.
+    Point(MachineId, Timeline, Seq),
+    /// A checkpoint.
+    Checkpoint(MachineId, Timeline, Seq),
+}
+
+/// Parses an object's name; `None` for what version 1 does not know.
+pub fn parse(name: &str) -> Option<Name> {
+    let parts: Vec<&str> = name.split('/').collect();
+    let parsed = match parts[..] {
+        [VAULT_FILE] => Name::Vault,
+        [KEYS, slot] => {
+            let (key, recipient) = slot.strip_prefix("site-")?.split_once('-')?;
+            Name::SiteKey(key.parse().ok()?, recipient.parse().ok()?)
+        }
+        [EPOCHS, domain, slot] => {
+            let (epoch, recipient) = slot.split_once('-')?;
+            Name::Epoch(domain.parse().ok()?, epoch.parse().ok()?, recipient.parse().ok()?)
+        }
+        [SEGMENTS, fan, id] if id.get(..2) == Some(fan) => Name::Segment(id.parse().ok()?),
+        [MACHINES, machine, "generations", last] => match last.strip_suffix(".lease") {
+            Some(key) => Name::Lease(machine.parse().ok()?, Generation::from_key(key).ok()?),
+            None => Name::Generation(machine.parse().ok()?, Generation::from_key(last).ok()?),
+        },
+        [MACHINES, machine, "timelines", timeline, folder, seq] => {
+            let (machine, timeline) = (machine.parse().ok()?, Timeline::from_key(timeline).ok()?);
+            let seq = Seq::from_key(seq).ok()?;
+            match folder {
+                "points" => Name::Point(machine, timeline, seq),
+                "checkpoints" => Name::Checkpoint(machine, timeline, seq),
+                _ => return None,
+            }
+        }
+        _ => return None,
+    };
+    Some(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back_to_what_they_were_built_from() {
+        let machine = MachineId::from_bytes([7; 16]);
+        let recipient = RecipientId::from_bytes([1; 8]);
+        let (t, s, g) = (Timeline(3), Seq(17), Generation(2));
+        let segment_id = SegmentId::from_bytes([0xab; 32]);
+        let (domain, e, k) =
+            (DomainId::from_bytes([2; 16]), EpochId::from_bytes([5; 16]), SiteKeyId::from_bytes([6; 8]));
+        let cases = [
+            (VAULT_FILE.to_owned(), Name::Vault),
+            (site_key(k, recipient), Name::SiteKey(k, recipient)),
+            (epoch(domain, e, recipient), Name::Epoch(domain, e, recipient)),
+            (segment(segment_id), Name::Segment(segment_id)),
+            (generation(machine, g), Name::Generation(machine, g)),
+            (lease(machine, g), Name::Lease(machine, g)),
+            (point(machine, t, s), Name::Point(machine, t, s)),
+            (checkpoint(machine, t, s), Name::Checkpoint(machine, t, s)),
+        ];
+        for (text, name) in cases {
+            assert_eq!(parse(&text), Some(name), "{text}");
+            assert_eq!(parse(&format!("{text}x")), None);
+            assert_eq!(parse(&format!("x/{text}")), None);
+        }
+        assert_eq!(parse("segments/aa/abababababababababababababababababababababababababababababababab"), None);
+    }
+}

@@ -1,0 +1,437 @@
+//! The object store under a vault: one prefix of one bucket, container or directory.
+//!
+//! # Overview
+//! Four kinds of store through `object_store`: `file://`, `s3://`, `az://`, `gs://`. Correctness of everything above needs one thing
+//! of them: put-if-absent that is atomic ([`Store::probe`] checks it, because stores lie).
+//!
+//! # Consistency
+//! Objects are immutable but for `vault.json` and leases. An unclear put-if-absent (time-out, then "exists") is resolved by the
+//! caller, who reads back and compares.
+//!
+//! # Retries
+//! What may go away by itself is tried again with back-off, doubling from [`BACKOFF_FIRST`] to [`BACKOFF_MAX`], until the retry time
+//! of the store is spent; then the error is "unavailable". Answers that will not change (denied, not found, exists) are not tried again.
+//!
+//! # Crash consistency
+//! The local directory writes aside, fsyncs file and directories, and links into place: an object is there whole, or not at all.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use landfall_model::ErrorKind;
+use object_store::path::Path;
+use object_store::{
+    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig,
+};
+
+use landfall_model::{Error, Result};
+
+/// First pause before a request is tried again.
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause: long enough not to hammer a store that struggles, short enough to notice that it is back.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// How long a request is tried again where nothing else is said: longer than a reboot of a router.
+const RETRY_TIME_DEFAULT: Duration = Duration::from_secs(300);
+/// One request, body included: a 32 MiB segment at 2 Mbit/s still fits.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
+/// Opening a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What became of a put-if-absent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Put {
+    /// The object was not there and is now.
+    Created,
+    /// There already is an object of that name: untouched.
+    Exists,
+}
+
+/// An object in a listing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// Name relative to the vault's prefix.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// Bytes and requests since the store was opened.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    sent: AtomicU64,
+    fetched: AtomicU64,
+    requests: AtomicU64,
+}
+
+impl Traffic {
+    /// Bytes of objects sent, tries that failed left out.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of objects fetched.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Requests made, retries included.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+/// One prefix of one store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    prefix: Path,
+    url: String,
+    retry_time: Duration,
+    traffic: Arc<Traffic>,
+}
+
+impl Store {
+    /// Opens the store that a URL names; credentials and endpoints come from the ecosystems' own environment variables.
+    ///
+    /// # Errors
+    /// `Usage` for a URL that names no store or a store that is not configured.
+    pub fn open(url: &str) -> Result<Self> {
+        let usage = |why: String| Error::new(ErrorKind::Usage, format!("vault URL {url:?}: {why}"));
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| {
+            usage("expected file:///path, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix".to_owned())
+        })?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let client = ClientOptions::new()
+            .with_timeout(REQUEST_TIMEOUT)
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_allow_http(std::env::var("AWS_ALLOW_HTTP").is_ok() || std::env::var("AZURE_ALLOW_HTTP").is_ok());
+        // One place retries: this module. A layer below would multiply the time that an operator waits.
+        let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+        let configured = |e: object_store::Error| usage(one_line(&e));
+        let inner: Arc<dyn ObjectStore> = match scheme {
+            "file" => return Self::open_directory(url, rest),
+            "s3" => Arc::new(
+                object_store::aws::AmazonS3Builder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_client_options(client)
+                    .with_retry(retry)
+                    .build()
+                    .map_err(configured)?,
+            ),
+            "az" => Arc::new(
+                object_store::azure::MicrosoftAzureBuilder::from_env()
+                    .with_container_name(bucket)
+                    .with_client_options(client)
+                    .with_retry(retry)
+                    .build()
+                    .map_err(configured)?,
+            ),
+            "gs" => Arc::new(
+                object_store::gcp::GoogleCloudStorageBuilder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_client_options(client.with_allow_http(true))
+                    .with_retry(retry)
+                    .build()
+                    .map_err(configured)?,
+            ),
+            other => return Err(usage(format!("unknown scheme {other:?}: expected file, s3, az or gs"))),
+        };
+        if bucket.is_empty() {
+            return Err(usage("no bucket or container in it".to_owned()));
+        }
+        let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|e| usage(e.to_string()))?;
+        Ok(Self::over(inner, prefix, url))
+    }
+
+    fn open_directory(url: &str, path: &str) -> Result<Self> {
+        let usage = |why: String| Error::new(ErrorKind::Usage, format!("vault URL {url:?}: {why}"));
+        if !path.starts_with('/') {
+            return Err(usage("the path must be absolute, as in file:///srv/vault".to_owned()));
+        }
+        std::fs::create_dir_all(path).map_err(|e| {
+            let kind = crate::io_kind(&e);
+            Error::with_source(kind, format!("cannot make the vault's directory {path}"), e)
+        })?;
+        let inner = object_store::local::LocalFileSystem::new_with_prefix(path)
+            .map_err(|e| usage(one_line(&e)))?
+            .with_fsync(true);
+        Ok(Self::over(Arc::new(inner), Path::default(), url))
+    }
+
+    /// A vault's store over any `object_store`, under a prefix; `name` is what errors call it.
+    pub fn over(inner: Arc<dyn ObjectStore>, prefix: Path, name: &str) -> Self {
+        let seconds = std::env::var("LANDFALL_STORE_RETRY_SECONDS").ok().and_then(|s| s.parse().ok());
+        let retry_time = seconds.map_or(RETRY_TIME_DEFAULT, Duration::from_secs);
+        Self { inner, prefix, url: name.to_owned(), retry_time, traffic: Arc::default() }
+    }
+
+    /// The same store, giving up retries after this long.
+    #[must_use]
+    pub fn with_retry_time(mut self, retry_time: Duration) -> Self {
+        self.retry_time = retry_time;
+        self
+    }
+
+    /// The URL it was opened with.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What was moved since it was opened.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    fn path(&self, name: &str) -> Path {
+        let parts = self.prefix.parts().chain(name.split('/').filter(|p| !p.is_empty()).map(Into::into));
+        Path::from_iter(parts)
+    }
+
+    /// Runs a request on the store until it succeeds, fails for good, or the retry time is spent.
+    async fn retried<T, F, R>(&self, doing: &str, name: &str, request: R) -> std::result::Result<T, Failed>
+    where
+        F: Future<Output = object_store::Result<T>>,
+        R: Fn(Arc<dyn ObjectStore>) -> F,
+    {
+        let start = Instant::now();
+        let mut pause = BACKOFF_FIRST;
+        loop {
+            self.traffic.requests.fetch_add(1, Ordering::Relaxed);
+            let error = match request(self.inner.clone()).await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            let failed = Failed::classify(&error);
+            if !matches!(failed, Failed::Transient) || start.elapsed() + pause > self.retry_time {
+                return Err(failed.told(doing, name, &self.url, error));
+            }
+            tracing::warn!(
+                doing,
+                name,
+                pause_ms = pause.as_millis(),
+                error = one_line(&error),
+                "store: will try again"
+            );
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Stores an object under a name that has none: the one operation that commits and fences.
+    ///
+    /// After a retry `Exists` may mean that the first try got through: who needs to know reads back and compares.
+    ///
+    /// # Errors
+    /// `Unavailable` after the retry time, `Usage` when access is denied, `NoSpace`.
+    pub async fn put_if_absent(&self, name: &str, bytes: Bytes) -> Result<Put> {
+        let path = self.path(name);
+        let size = bytes.len() as u64;
+        let put = self
+            .retried("store", name, |store| {
+                let (path, bytes) = (path.clone(), bytes.clone());
+                let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+                async move { store.put_opts(&path, bytes.into(), options).await }
+            })
+            .await;
+        match put {
+            Ok(_) => {
+                self.traffic.sent.fetch_add(size, Ordering::Relaxed);
+                Ok(Put::Created)
+            }
+            Err(Failed::Exists) => Ok(Put::Exists),
+            Err(other) => Err(other.into_error()),
+        }
+    }
+
+    /// Stores an object, over one that may be there.
+    ///
+    /// # Errors
+    /// As for [`Self::put_if_absent`].
+    pub async fn put(&self, name: &str, bytes: Bytes) -> Result<()> {
+        let path = self.path(name);
+        let size = bytes.len() as u64;
+        let put = self
+            .retried("store", name, |store| {
+                let (path, bytes) = (path.clone(), bytes.clone());
+                async move { store.put(&path, bytes.into()).await }
+            })
+            .await;
+        put.map_err(Failed::into_error)?;
+        self.traffic.sent.fetch_add(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn get_options(&self, name: &str, options: GetOptions) -> Result<Option<Bytes>> {
+        let path = self.path(name);
+        let got = self
+            .retried("fetch", name, |store| {
+                let (path, options) = (path.clone(), options.clone());
+                async move { store.get_opts(&path, options).await?.bytes().await }
+            })
+            .await;
+        match got {
+            Ok(bytes) => {
+                self.traffic.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Ok(Some(bytes))
+            }
+            Err(Failed::NotFound) => Ok(None),
+            Err(other) => Err(other.into_error()),
+        }
+    }
+
+    /// A whole object, or `None` where there is none.
+    ///
+    /// # Errors
+    /// `Unavailable` after the retry time, `Usage` when access is denied.
+    pub async fn get(&self, name: &str) -> Result<Option<Bytes>> {
+        self.get_options(name, GetOptions::default()).await
+    }
+
+    /// Bytes `start .. end` of an object, fewer where it is shorter; `None` where there is no such object.
+    ///
+    /// # Errors
+    /// As for [`Self::get`]; `Corrupt` where the object ends at or before `start`.
+    pub async fn get_range(&self, name: &str, start: u64, end: u64) -> Result<Option<Bytes>> {
+        let options = GetOptions { range: Some(GetRange::Bounded(start..end)), ..GetOptions::default() };
+        self.get_options(name, options).await
+    }
+
+    /// Every object whose name begins with a folder, ascending by name.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+        let path = self.path(folder);
+        let listed = self
+            .retried("list", folder, |store| {
+                let path = path.clone();
+                async move { store.list(Some(&path)).try_collect::<Vec<_>>().await }
+            })
+            .await;
+        let mut out = Vec::new();
+        for meta in listed.map_err(Failed::into_error)? {
+            let Some(parts) = meta.location.prefix_match(&self.prefix) else { continue };
+            let name = parts.map(|p| p.as_ref().to_owned()).collect::<Vec<_>>().join("/");
+            out.push(Listed { name, size: meta.size });
+        }
+        out.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(out)
+    }
+
+    /// The folders right below a folder, ascending.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub async fn list_folders(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.path(folder);
+        let listed = self
+            .retried("list", folder, |store| {
+                let path = path.clone();
+                async move { store.list_with_delimiter(Some(&path)).await }
+            })
+            .await;
+        let prefixes = listed.map_err(Failed::into_error)?.common_prefixes;
+        let mut out: Vec<String> = prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect();
+        out.sort();
+        Ok(out)
+    }
+
+    /// Deletes an object; that there is none is no error.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        let deleted = self
+            .retried("delete", name, |store| {
+                let path = path.clone();
+                async move { store.delete(&path).await }
+            })
+            .await;
+        match deleted {
+            Ok(()) | Err(Failed::NotFound) => Ok(()),
+            Err(other) => Err(other.into_error()),
+        }
+    }
+}
+
+/// What an answer of the store means to the caller.
+enum Failed {
+    Transient,
+    Exists,
+    NotFound,
+    Final(ErrorKind),
+    Told(Error),
+}
+
+impl Failed {
+    fn classify(error: &object_store::Error) -> Self {
+        use object_store::Error as E;
+        match error {
+            E::AlreadyExists { .. } | E::Precondition { .. } => Self::Exists,
+            E::NotFound { .. } => Self::NotFound,
+            E::PermissionDenied { .. } | E::Unauthenticated { .. } | E::InvalidPath { .. } => {
+                Self::Final(ErrorKind::Usage)
+            }
+            E::UnknownConfigurationKey { .. } => Self::Final(ErrorKind::Usage),
+            E::NotSupported { .. } | E::NotImplemented { .. } => Self::Final(ErrorKind::Unsupported),
+            E::JoinError { .. } => Self::Final(ErrorKind::Bug),
+            other => match io_cause(other).map(crate::io_kind) {
+                Some(kind @ (ErrorKind::NoSpace | ErrorKind::Usage)) => Self::Final(kind),
+                _ => Self::Transient,
+            },
+        }
+    }
+
+    fn told(self, doing: &str, name: &str, url: &str, error: object_store::Error) -> Self {
+        let (kind, advice) = match self {
+            Self::Transient => (ErrorKind::Unavailable, "the store does not answer as it should; try again later"),
+            Self::Final(ErrorKind::Usage) => (ErrorKind::Usage, "the store denies it; check credentials and policy"),
+            Self::Final(ErrorKind::NoSpace) => (ErrorKind::NoSpace, "no space is left; make room and run again"),
+            Self::Final(kind) => (kind, "the store cannot do this"),
+            other => return other,
+        };
+        let object = if name.is_empty() { "objects" } else { name };
+        Self::Told(Error::with_source(kind, format!("cannot {doing} {object} in {url}: {advice}"), one_line(&error)))
+    }
+
+    fn into_error(self) -> Error {
+        match self {
+            Self::Told(error) => error,
+            Self::Exists => Error::new(ErrorKind::Conflict, "the object already exists"),
+            Self::NotFound => Error::new(ErrorKind::NotFound, "there is no such object, bucket or container"),
+            Self::Transient => Error::new(ErrorKind::Unavailable, "the store does not answer"),
+            Self::Final(kind) => Error::new(kind, "the store refused"),
+        }
+    }
+}
+
+/// The I/O error below, for the local directory.
+fn io_cause(error: &object_store::Error) -> Option<&std::io::Error> {
+    let mut cause: Option<&(dyn StdError + 'static)> = error.source();
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// An error of the store and its causes on one line, each said once.
+fn one_line(error: &object_store::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,196 @@
+//! An open vault: its store, its verified description, and the site key that reads its metadata.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use landfall_keys::{EpochOpener, RecoveryKey, SiteKey, SitePublic, WrappedHeader, WrappedKind};
+use landfall_model::{DomainId, EpochId, ErrorKind, MachineId, MachineName, RecipientId, Timestamp};
+
+use crate::crash::crash_point;
+use crate::layout;
+use crate::machine::Machine;
+use crate::store::{Put, Store};
+use crate::vault_file::VaultConfig;
+use landfall_model::{Error, Result};
+
+/// An open vault. Holds no key that opens content.
+#[derive(Clone)]
+pub struct Vault {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    config: VaultConfig,
+    site: SiteKey,
+    signers: Vec<SitePublic>,
+}
+
+impl Vault {
+    /// Makes a vault in a store that passed its probe: the site key's wrap first, `vault.json` last.
+    ///
+    /// # Errors
+    /// `Conflict` where there already is one, `Unsupported` where the store fails the probe.
+    pub async fn create(store: Store, recovery: &RecoveryKey, site: SiteKey, now: Timestamp) -> Result<Self> {
+        let recipient = recovery.recipient();
+        let wrap = site.wrap_to(&recipient)?;
+        store.put(&layout::site_key(site.id(), recipient.id()), wrap.into()).await?;
+        crash_point("create.site-key-stored");
+        let config = VaultConfig::new(recovery, &site, now);
+        let file = config.encode(recovery)?;
+        match store.put_if_absent(layout::VAULT_FILE, file.clone().into()).await? {
+            Put::Created => {}
+            // A try that was not heard of may have got through: what stands there decides.
+            Put::Exists if store.get(layout::VAULT_FILE).await?.as_deref() == Some(&file[..]) => {}
+            Put::Exists => return Err(already_there(&store)),
+        }
+        Self::assemble(store, config, site)
+    }
+
+    /// Refuses a store that already holds a vault.
+    ///
+    /// # Errors
+    /// `Conflict` where there is one.
+    pub async fn refuse_existing(store: &Store) -> Result<()> {
+        match store.get(layout::VAULT_FILE).await? {
+            Some(_) => Err(already_there(store)),
+            None => Ok(()),
+        }
+    }
+
+    fn assemble(store: Store, config: VaultConfig, site: SiteKey) -> Result<Self> {
+        let signers = config.signers()?;
+        if !signers.iter().any(|s| s.id() == site.id()) {
+            let why =
+                format!("site key {} is not one of vault {}: it was replaced or revoked", site.id(), config.vault_id);
+            return Err(Error::new(ErrorKind::Key, why));
+        }
+        Ok(Self { inner: Arc::new(Inner { store, config, site, signers }) })
+    }
+
+    async fn vault_file(store: &Store) -> Result<Bytes> {
+        let missing = || {
+            let why = format!("no vault at {}: check the URL, or make one with `landfall vault create`", store.url());
+            Error::new(ErrorKind::NotFound, why)
+        };
+        store.get(layout::VAULT_FILE).await?.ok_or_else(missing)
+    }
+
+    /// Opens a vault with its site key: enough to write to it and to verify it, not to read content.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no vault, `Key` where the key is another's, `Corrupt`, `Unsupported`.
+    pub async fn open_with_site_key(store: Store, site: SiteKey) -> Result<Self> {
+        let config = VaultConfig::decode(&Self::vault_file(&store).await?, &site.root_public())?;
+        if config.vault_id != site.vault_id() {
+            let why = format!("the site key is of vault {}, this is vault {}", site.vault_id(), config.vault_id);
+            return Err(Error::new(ErrorKind::Key, why));
+        }
+        Self::assemble(store, config, site)
+    }
+
+    /// Opens a vault with nothing but the recovery key: the site key is unwrapped from the vault.
+    ///
+    /// # Errors
+    /// As for [`Self::open_with_site_key`].
+    pub async fn open_with_recovery_key(store: Store, recovery: &RecoveryKey) -> Result<Self> {
+        let config = VaultConfig::decode(&Self::vault_file(&store).await?, &recovery.root_public())?;
+        if config.vault_id != recovery.vault_id() {
+            let why =
+                format!("the recovery key is of vault {}, this is vault {}", recovery.vault_id(), config.vault_id);
+            return Err(Error::new(ErrorKind::Key, why));
+        }
+        let signer = config.signers()?.pop().ok_or_else(|| Error::corrupt("vault.json names no site key"))?;
+        let name = layout::site_key(signer.id(), recovery.recipient().id());
+        let wrapped = store.get(&name).await?;
+        let wrapped = wrapped.ok_or_else(|| Error::corrupt(format!("{name}: the wrapped site key is missing")))?;
+        let site = recovery.unwrap_site_key(&wrapped, &signer).map_err(|e| Error::from(e).context(&name))?;
+        Self::assemble(store, config, site)
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Its verified description.
+    pub fn config(&self) -> &VaultConfig {
+        &self.inner.config
+    }
+
+    /// Its site key.
+    pub fn site(&self) -> &SiteKey {
+        &self.inner.site
+    }
+
+    /// The keys that may sign records.
+    pub fn signers(&self) -> &[SitePublic] {
+        &self.inner.signers
+    }
+
+    /// One of its machines, which may not have a point yet.
+    pub fn machine(&self, name: &MachineName) -> Machine {
+        Machine::new(self.clone(), self.site().machine_id(name))
+    }
+
+    /// Every machine that has objects in the vault.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn machines(&self) -> Result<Vec<Machine>> {
+        let ids = self.store().list_folders(layout::MACHINES).await?;
+        let ids = ids.iter().filter_map(|id| id.parse::<MachineId>().ok());
+        Ok(ids.map(|id| Machine::new(self.clone(), id)).collect())
+    }
+
+    /// The epochs of a domain whose wrapped keys are stored: only what they sealed can be read, so only that is a dedup target.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn epochs(&self, domain: DomainId) -> Result<Vec<EpochId>> {
+        let listed = self.store().list(&format!("{}/{domain}", layout::EPOCHS)).await?;
+        let mut epochs: Vec<EpochId> = listed
+            .iter()
+            .filter_map(|o| match layout::parse(&o.name) {
+                Some(layout::Name::Epoch(d, epoch, _)) if d == domain => Some(epoch),
+                _ => None,
+            })
+            .collect();
+        epochs.dedup();
+        Ok(epochs)
+    }
+
+    /// A wrapped key, checked by its signature against what its name says; not opened.
+    pub(crate) async fn wrapped(
+        &self,
+        name: &str,
+        kind: WrappedKind,
+        recipient: RecipientId,
+    ) -> Result<(Bytes, SitePublic)> {
+        let bytes = self.store().get(name).await?.ok_or_else(|| Error::corrupt(format!("{name}: it is missing")))?;
+        let header = WrappedHeader::parse(&bytes).map_err(|e| Error::from(e).context(name))?;
+        let signer = self.signers().iter().find(|s| header.verify_signature(s));
+        let signer = signer.filter(|_| header.vault() == self.config().vault_id);
+        let signer = signer.ok_or_else(|| Error::corrupt(format!("{name}: no key of this vault signed it")))?;
+        if header.kind() != kind || header.recipient() != recipient {
+            return Err(Error::corrupt(format!("{name}: it is another object, put in this place")));
+        }
+        Ok((bytes, *signer))
+    }
+
+    /// Opens an epoch with the recovery key.
+    ///
+    /// # Errors
+    /// `Corrupt` where its wrapped key is missing or tampered with.
+    pub async fn open_epoch(&self, recovery: &RecoveryKey, domain: DomainId, epoch: EpochId) -> Result<EpochOpener> {
+        let recipient = recovery.recipient().id();
+        let name = layout::epoch(domain, epoch, recipient);
+        let (bytes, signer) = self.wrapped(&name, WrappedKind::Epoch { domain, epoch }, recipient).await?;
+        recovery.unwrap_epoch(&bytes, &signer).map_err(|e| Error::from(e).context(&name))
+    }
+}
+
+fn already_there(store: &Store) -> Error {
+    let why = format!("{} already holds a vault: choose another prefix; nothing was changed", store.url());
+    Error::new(ErrorKind::Conflict, why)
+}
