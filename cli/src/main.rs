@@ -15,7 +15,14 @@ use landfall_model::{Error, ErrorKind};
 use crate::args::Cli;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) if !told.use_stderr() => told.exit(),
+        Err(error) => {
+            output::error_line(&usage_line(&error));
+            return ExitCode::from(ErrorKind::Usage.exit_code());
+        }
+    };
     start_log(cli.common.quiet);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
@@ -34,6 +41,14 @@ fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+/// What is wrong with the command, on one line, and where help is.
+fn usage_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let told = text.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more").next().unwrap_or_default();
+    let told: Vec<&str> = told.split_whitespace().collect();
+    format!("{}; see --help", told.join(" ").trim_start_matches("error: "))
 }
 
 /// An error and its causes on one line.

@@ -14,8 +14,8 @@ use std::time::Instant;
 use futures_util::{StreamExt, stream};
 use landfall_keys::ContentSealer;
 use landfall_model::{
-    Counters, Digest, DiskName, DomainName, EntryKind, Error, ErrorKind, MachineName, PointMeta, Progress, RegionMap,
-    Result, Seq, Source, Timeline, Timestamp,
+    ChunkRef, Counters, Digest, DiskName, DomainName, EntryKind, Error, ErrorKind, MachineName, PointMeta, Progress,
+    RegionMap, Result, Seq, Source, Timeline, Timestamp,
 };
 use landfall_vault::segment::{Segment, SegmentBuilder};
 use landfall_vault::{
@@ -36,8 +36,9 @@ use crate::{Session, cut, tail};
 
 /// Zstandard level of chunks where the CPU is what holds the pipeline back.
 const LEVEL: i32 = 1;
-/// No more workers than this: each has an open segment of 32 MiB, and all stay within 512 MiB.
-const WORKERS_MAX: usize = 6;
+/// No more workers than this: each has an open segment of 32 MiB; with those in the queue, in flight and of pages that is 11 of them,
+/// 360 MiB, and 64 MiB of index: within 512.
+const WORKERS_MAX: usize = 4;
 /// Regions whose maps are loaded before a worker asks for them.
 const REGIONS_AHEAD: usize = 8;
 /// Captured regions on their way from the workers to the maps.
@@ -178,9 +179,11 @@ pub async fn replicate(
     drop(renewal);
     crash_point("replicate.before-release");
     let released = tenure.release(now()).await;
-    let outcome = outcome?;
-    released?;
-    Ok(outcome)
+    if let Err(error) = released {
+        // The point stands; the next gateway waits for the lease to run out.
+        tracing::warn!(%error, "the lease was not given back");
+    }
+    outcome
 }
 
 async fn probe(vault: &Vault, state: &State) -> Result<()> {
@@ -239,13 +242,13 @@ async fn cycle(
     start: Instant,
 ) -> Result<Outcome> {
     let newest = Newest::open(vault, &request.machine).await?;
-    refuse_rollback(state, &newest)?;
+    let trusted = refuse_rollback(state, &newest).await?;
     let position = newest.next(tenure, vault);
     let time = source_time(newest.meta(), request.accept_clock)?;
     let domain = vault.site().domain_id(&request.domain);
     let mut index =
         DedupIndex::open(&state.index_path(), vault, newest.machine.id(), &vault.epochs(domain).await?).await?;
-    know_inline_chunks(&newest, &mut index).await?;
+    know_inline_chunks(&newest, &mut index, trusted).await?;
     let session = Arc::new(Session {
         vault: vault.clone(),
         ledger: Ledger::new(index),
@@ -299,17 +302,15 @@ async fn cycle(
     uploader.add_uploaded(vault.store().traffic().sent_bytes() - sent_before);
     crash_point("point.committed");
 
-    if !chunks.is_empty() {
-        session.ledger.write().add_point(position.timeline, position.seq, &chunks)?;
-    }
-    remember(state, &newest.machine, &point)?;
+    let committed = format!("point {} is committed, but", position.seq);
+    remember(state, &newest.machine, &point).map_err(|e| e.context(&committed))?;
     let size = point.header.inline_start() + point.header.inline_len;
     let key = PointKey { timeline: position.timeline, seq: position.seq, size };
     let view = MapView::extended(&newest.machine, newest.view, point, key);
-    if checkpoint::is_due(&view) {
-        write_checkpoint(&session, &uploader, &view).await?;
+    // What follows only saves work later: that it failed is no failure of the point.
+    if let Err(error) = afterwards(&session, &uploader, &view, &chunks).await {
+        tracing::warn!(%error, "{committed} what makes later runs faster was not done");
     }
-    session.ledger.write().flush()?;
     let outcome = |(disk, (read, changed)): (&OpenDisk, (u64, u64))| DiskOutcome {
         name: disk.meta.name.clone(),
         size: disk.meta.size,
@@ -327,16 +328,34 @@ async fn cycle(
     })
 }
 
-/// A vault whose newest point is older than what this site committed was rolled back: writing to it would hide that.
-fn refuse_rollback(state: &State, newest: &Newest) -> Result<()> {
-    let heads = state.heads()?;
-    let Some(head) = heads.get(&newest.machine.id()) else { return Ok(()) };
-    let there = newest.line.iter().any(|p| p.timeline == head.timeline && p.seq == head.seq);
-    if there || newest.line.last().is_some_and(|p| p.timeline > head.timeline) {
-        return Ok(());
+/// Tells the local index of the new point, and writes a checkpoint where one is due.
+async fn afterwards(session: &Session, uploader: &Uploader, view: &MapView, inline: &[ChunkRef]) -> Result<()> {
+    if !inline.is_empty() {
+        session.ledger.write().add_point(view.key().timeline, view.key().seq, inline)?;
     }
+    if checkpoint::is_due(view) {
+        write_checkpoint(session, uploader, view).await?;
+    }
+    session.ledger.write().flush()
+}
+
+/// A vault that no longer has the point that this site saw last was rolled back or rewritten: writing to it would hide that.
+///
+/// Returns whether there was such a point to compare with: what this site knows of earlier points is then true.
+async fn refuse_rollback(state: &State, newest: &Newest) -> Result<bool> {
+    let heads = state.heads()?;
+    let Some(head) = heads.get(&newest.machine.id()) else { return Ok(false) };
+    let there = newest.machine.points_of(head.timeline).await?.into_iter().find(|p| p.seq == head.seq);
+    let digest = match there {
+        Some(key) => Some(newest.machine.point(key).await?.digest),
+        None => None,
+    };
+    if digest == Some(head.digest) {
+        return Ok(true);
+    }
+    let what = if digest.is_some() { "another stands in its place" } else { "it is gone" };
     let why = format!(
-        "the vault was rolled back: this site committed point {} of the machine, and it is gone; run `landfall verify`",
+        "the vault was rolled back or rewritten: this site saw point {} of the machine, and {what}; run `landfall verify`",
         head.seq
     );
     Err(Error::corrupt(why))
@@ -350,8 +369,8 @@ fn remember(state: &State, machine: &Machine, point: &landfall_vault::Point) -> 
 }
 
 /// Tells the index of the chunks that stand inline in the points of this machine's view.
-async fn know_inline_chunks(newest: &Newest, index: &mut DedupIndex) -> Result<()> {
-    index.keep_points(newest.line.iter().map(|p| (p.timeline, p.seq)));
+async fn know_inline_chunks(newest: &Newest, index: &mut DedupIndex, trusted: bool) -> Result<()> {
+    index.set_points(newest.line.iter().map(|p| (p.timeline, p.seq)), trusted);
     let layers = newest.view.iter().flat_map(|v| v.layers());
     for point in layers.filter(|l| l.header.position.kind == Kind::Point && l.header.inline_len > 0) {
         if index.knows_point(point.timeline(), point.seq()) {
@@ -394,7 +413,7 @@ impl Captured {
         let (done_tx, done_rx) = channel::<Done>(DONE_QUEUE);
         let (full_tx, full_rx) = channel::<Segment>(UPLOAD_QUEUE);
         let tasks = Arc::new(Mutex::new(task_rx));
-        let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, WORKERS_MAX - 1) + 1;
+        let workers = std::thread::available_parallelism().map_or(2, usize::from).min(WORKERS_MAX - 1) + 1;
         let stop = Cancel::default();
         let mut running = JoinSet::new();
         for _ in 0..workers {
@@ -554,19 +573,15 @@ async fn write_checkpoint(session: &Session, uploader: &Uploader, view: &MapView
     let mut maps = Maps::new(session, meta.disks.len())?;
     for (number, disk) in meta.disks.iter().enumerate().filter(|(_, d)| !d.excluded) {
         for region in view.described_regions(disk) {
+            // Read in any case: the checkpoint lists what its maps refer to, and nothing that they no longer do.
+            let map = view.region(disk, region).await?;
             match view.sole_stored_page(disk, region) {
-                Some(page) => maps.keep(number, region, page),
-                None => {
-                    let map = view.region(disk, region).await?;
-                    maps.page(session, uploader, number, region, map).await?;
-                }
+                Some(page) => maps.keep(session, number, region, page, &map)?,
+                None => maps.page(session, uploader, number, region, map).await?,
             }
         }
     }
-    // A kept page refers to segments that only its point's list names.
-    let referred: Vec<_> = view.layers().iter().flat_map(|l| l.body.segments.iter().map(|(id, s)| (*id, *s))).collect();
-    let (pages, mut segments) = maps.finish(session, uploader).await?;
-    segments.extend(referred);
+    let (pages, segments) = maps.finish(session, uploader).await?;
     let body = Body { meta: meta.clone(), segments, disks: pages };
     refers_only_to_stored(&body, &session.ledger.stored_segments())?;
     crash_point("checkpoint.before-commit");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use landfall_disk::RawReader;
 use landfall_model::{Consistency, DiskMeta, DiskName, Error, ErrorKind, PointMeta, Result, Seq};
@@ -88,7 +88,10 @@ impl Quiesce {
 
     fn run(&self, phase: &str) -> Result<()> {
         let Some(command) = &self.command else { return Ok(()) };
-        let status = Command::new("/bin/sh").arg("-c").arg(command).env("LANDFALL_PHASE", phase).status();
+        // What it says goes to stderr: stdout is the document's.
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(command).env("LANDFALL_PHASE", phase).stdin(Stdio::null()).stdout(std::io::stderr());
+        let status = shell.status();
         let failed = |why: String| {
             Error::new(
                 ErrorKind::Usage,

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use landfall_model::{ChunkId, Error, ErrorKind, Location, Result, SegmentId};
+use landfall_model::{ChunkId, Error, Location, Result, SegmentId};
 use landfall_vault::DedupIndex;
 use landfall_vault::segment::Segment;
 
@@ -79,10 +79,17 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether what a map says of a chunk can still be restored.
+    pub(crate) fn is_stored(&self, location: &Location) -> bool {
+        self.read().is_stored(location)
+    }
+
     /// Size of a stored segment.
     pub(crate) fn segment_size(&self, id: SegmentId) -> Result<u64> {
         let size = self.read().segment_size(id);
-        size.ok_or_else(|| Error::new(ErrorKind::Bug, format!("segment {id} is referred to and not known")))
+        size.ok_or_else(|| {
+            Error::corrupt(format!("segment {id} is missing, and a map refers to it; run `landfall verify`"))
+        })
     }
 
     /// The segments in the store.

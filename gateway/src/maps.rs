@@ -28,7 +28,7 @@ pub(crate) type Inline = HashMap<ChunkId, Location>;
 pub(crate) struct Maps {
     waiting: VecDeque<Done>,
     /// Encoded pages that may yet stand inline: disk, region, bytes.
-    small: Vec<(usize, u32, RegionMap)>,
+    small: Vec<(usize, u32, Vec<u8>)>,
     small_bytes: usize,
     /// Pages that are or will be in segments.
     stored: Vec<(usize, u32, ChunkId)>,
@@ -96,6 +96,44 @@ impl Maps {
         region: u32,
         map: RegionMap,
     ) -> Result<()> {
+        self.refer_all(session, &map)?;
+        let bytes = encode_page(&map)?;
+        if !self.stored.is_empty() {
+            return self.store(session, uploader, disk, region, bytes).await;
+        }
+        self.small_bytes += bytes.len();
+        self.small.push((disk, region, bytes));
+        if self.small_bytes > INLINE_PAGES_BYTES_MAX {
+            for (disk, region, bytes) in std::mem::take(&mut self.small) {
+                self.store(session, uploader, disk, region, bytes).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn refer(&mut self, session: &Session, id: SegmentId) -> Result<()> {
+        if let std::collections::btree_map::Entry::Vacant(new) = self.segments.entry(id) {
+            new.insert(session.ledger.segment_size(id)?);
+        }
+        Ok(())
+    }
+
+    /// Keeps a page that is in the store already.
+    pub(crate) fn keep(
+        &mut self,
+        session: &Session,
+        disk: usize,
+        region: u32,
+        page: ChunkRef,
+        map: &RegionMap,
+    ) -> Result<()> {
+        self.refer_all(session, map)?;
+        self.kept.push((disk, region, page));
+        Ok(())
+    }
+
+    /// Lists the segments that a map refers to.
+    fn refer_all(&mut self, session: &Session, map: &RegionMap) -> Result<()> {
         for entry in map.iter() {
             if let EntryKind::Data { chunk, .. } = &entry.kind
                 && let Source::Segment(id) = chunk.location.source
@@ -103,29 +141,7 @@ impl Maps {
                 self.refer(session, id)?;
             }
         }
-        if !self.stored.is_empty() {
-            return self.store(session, uploader, disk, region, &map).await;
-        }
-        self.small_bytes += encode_page(&map)?.len();
-        self.small.push((disk, region, map));
-        if self.small_bytes > INLINE_PAGES_BYTES_MAX {
-            for (disk, region, map) in std::mem::take(&mut self.small) {
-                self.store(session, uploader, disk, region, &map).await?;
-            }
-        }
         Ok(())
-    }
-
-    fn refer(&mut self, session: &Session, id: SegmentId) -> Result<()> {
-        if !self.segments.contains_key(&id) {
-            self.segments.insert(id, session.ledger.segment_size(id)?);
-        }
-        Ok(())
-    }
-
-    /// Keeps a page that is in the store already.
-    pub(crate) fn keep(&mut self, disk: usize, region: u32, page: ChunkRef) {
-        self.kept.push((disk, region, page));
     }
 
     async fn store(
@@ -134,9 +150,8 @@ impl Maps {
         uploader: &Uploader,
         disk: usize,
         region: u32,
-        map: &RegionMap,
+        bytes: Vec<u8>,
     ) -> Result<()> {
-        let bytes = encode_page(map)?;
         let id = session.pages.chunk_id(&bytes);
         self.stored.push((disk, region, id));
         if let Claim::New = session.ledger.claim(id)? {
@@ -173,8 +188,8 @@ impl Maps {
         }
         self.flush(session, uploader).await?;
         let mut disks = vec![DiskPages::new(); self.changed_bytes.len()];
-        for (disk, region, map) in std::mem::take(&mut self.small) {
-            disks[disk].insert(region, PageRef::inline(&map)?);
+        for (disk, region, bytes) in std::mem::take(&mut self.small) {
+            disks[disk].insert(region, PageRef::inline(&bytes));
         }
         for (disk, region, id) in std::mem::take(&mut self.stored) {
             let location = session.ledger.find(id)?;

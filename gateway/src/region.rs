@@ -62,19 +62,22 @@ fn sector_ceil(at: u32, end: u32) -> u32 {
 }
 
 /// What of a region must be looked at, given its old map and where the disk has data.
-fn runs(old: &RegionMap, data: &[Extent], len: u32) -> Vec<Run> {
+///
+/// What a map says is believed only where it can still be restored (`is_stored`): what the vault has lost is stored anew from the disk.
+fn runs(old: &RegionMap, data: &[Extent], len: u32, is_stored: &dyn Fn(&Location) -> bool) -> Vec<Run> {
     let entries = old.covering(len);
     // Runs are cut on sectors of the region: an entry that ends elsewhere (the disk ended there once) is cut anew with its sector.
     let on_sectors = |e: &Entry| e.start.is_multiple_of(to_u32(SECTOR)) && e.end() == sector_ceil(e.end(), len);
+    let comparable = |e: &Entry| e.whole_chunk().filter(|c| on_sectors(e) && is_stored(&c.location)).copied();
+    let expected: Vec<Option<ChunkRef>> = entries.iter().map(comparable).collect();
     let mut dirty = ExtentSet::default();
     let mut add = |start: u32, end: u32| {
         let (start, end) = (sector_floor(start), sector_ceil(end, len));
         dirty.insert(Extent::between(u64::from(start), u64::from(end)));
     };
-    for entry in &entries {
-        match entry.whole_chunk() {
-            Some(_) if on_sectors(entry) => {}
-            Some(_) => add(entry.start, entry.end()),
+    for (entry, expected) in entries.iter().zip(&expected) {
+        match expected {
+            Some(_) => {}
             None if matches!(entry.kind, EntryKind::Zero) => {
                 let run = Extent::between(u64::from(entry.start), u64::from(entry.end()));
                 for data in data.iter().filter_map(|d| d.intersection(&run)) {
@@ -89,11 +92,9 @@ fn runs(old: &RegionMap, data: &[Extent], len: u32) -> Vec<Run> {
         dirty.iter().map(|d| Run { start: narrow(d.start), end: narrow(d.end()), expected: None }).collect();
     let untouched = |e: &Entry| !dirty.intersects(&Extent::between(u64::from(e.start), u64::from(e.end())));
     // Few runs are dirty before anything was read: only those of odd ends and of zeroes that are allocated now.
-    for entry in &entries {
-        if let Some(chunk) = entry.whole_chunk()
-            && on_sectors(entry)
-        {
-            let expected = untouched(entry).then_some(*chunk);
+    for (entry, expected) in entries.iter().zip(expected) {
+        if expected.is_some() {
+            let expected = expected.filter(|_| untouched(entry));
             out.push(Run { start: entry.start, end: entry.end(), expected });
         }
     }
@@ -123,7 +124,7 @@ impl Scanner {
             .map(|e| Extent { start: e.start - base, len: e.len })
             .collect();
         let mut done = Done { disk: task.disk, region: task.region, changes: Vec::new(), read_bytes: 0 };
-        let runs = runs(&task.old, &data, len);
+        let runs = runs(&task.old, &data, len, &|location| store.is_stored(location));
         let Self { cutter, fingerprinter, window } = self;
         let mut emit = |piece: Piece<'_>| match piece {
             Piece::Zero { start, len } => {

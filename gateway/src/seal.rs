@@ -42,6 +42,8 @@ impl<'a> ChunkStore<'a> {
 
     /// Stores a chunk unless the vault has it; returns its place where that is known already.
     pub(crate) fn store(&mut self, id: ChunkId, bytes: &[u8]) -> Result<Option<Location>> {
+        // Counted for known chunks too: their region may wait behind one that is not.
+        self.waiting_entries += 1;
         match self.session.ledger.claim(id)? {
             Claim::Known(location) => return Ok(Some(location)),
             Claim::Pending => {}
@@ -57,8 +59,12 @@ impl<'a> ChunkStore<'a> {
                 }
             }
         }
-        self.waiting_entries += 1;
         Ok(None)
+    }
+
+    /// Whether what a map says of a chunk can still be restored.
+    pub(crate) fn is_stored(&self, location: &Location) -> bool {
+        self.session.ledger.is_stored(location)
     }
 
     /// Closes the segment where too much waits for it.

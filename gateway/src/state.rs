@@ -11,6 +11,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -62,7 +63,8 @@ impl State {
     /// `Usage` where they cannot be made, `NoSpace`.
     pub fn open(root: &Path, vault: VaultId) -> Result<Self> {
         let folder = root.join(vault.to_string());
-        fs::create_dir_all(&folder).map_err(|e| failed("make", &folder, e))?;
+        // Names of chunks are not public.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| failed("make", &folder, e))?;
         Ok(Self { root: root.to_owned(), folder })
     }
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use landfall_keys::ContentSealer;
-use landfall_model::Result;
+use landfall_model::{Error, Result};
 use landfall_vault::segment::Segment;
-use landfall_vault::{Put, crash_point, layout};
+use landfall_vault::{PutExact, crash_point, layout};
 use tokio::sync::OnceCell;
 
 use crate::Session;
@@ -43,14 +44,29 @@ impl Uploader {
         self.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Stores an object that nobody else can have written: its name is random, or the hash of its bytes.
+    async fn put(&self, session: &Session, name: &str, bytes: Bytes) -> Result<()> {
+        let size = bytes.len() as u64;
+        match session.vault.store().put_exact(name, bytes).await? {
+            PutExact::Created => self.add_uploaded(size),
+            PutExact::Same => {}
+            PutExact::Different => {
+                let url = session.vault.store().url();
+                return Err(Error::corrupt(format!(
+                    "{name} in {url}: other bytes stand under this name; run `landfall verify`"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Invariant 7: makes the epoch's key durable, wrapped to every recovery key, before anything sealed under it is.
     pub(crate) async fn epoch_is_stored(&self, session: &Session) -> Result<()> {
         let store = || async {
             for recipient in session.vault.config().recipients()? {
                 let wrapped = self.sealer.wrapped_for(session.vault.site(), &recipient)?;
                 let name = layout::epoch(self.sealer.domain(), self.sealer.epoch(), recipient.id());
-                self.add_uploaded(wrapped.len() as u64);
-                session.vault.store().put_if_absent(&name, wrapped.into()).await?;
+                self.put(session, &name, wrapped.into()).await?;
             }
             crash_point("epoch.stored");
             Ok(())
@@ -62,11 +78,7 @@ impl Uploader {
     pub(crate) async fn store(&self, session: &Session, segment: Segment) -> Result<()> {
         self.epoch_is_stored(session).await?;
         let size = segment.bytes.len() as u64;
-        // Its name is the hash of its bytes: one that exists is this one, from a try that was not heard of.
-        let put = session.vault.store().put_if_absent(&layout::segment(segment.id), segment.bytes.clone()).await?;
-        if put == Put::Created {
-            self.add_uploaded(size);
-        }
+        self.put(session, &layout::segment(segment.id), segment.bytes.clone()).await?;
         self.segments.fetch_add(1, Ordering::Relaxed);
         session.progress.add_moved(size);
         crash_point("segment.stored");

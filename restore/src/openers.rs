@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use futures_util::{StreamExt, stream};
 use landfall_keys::{EpochOpener, Fingerprinter, RecoveryKey};
-use landfall_model::{ChunkRef, DomainId, EpochId, Error, Result, VaultId};
+use landfall_model::{ChunkRef, DomainId, EpochId, Error, ErrorKind, Result, VaultId};
 use landfall_vault::{Decompressor, Vault};
+
+/// Wrapped keys fetched at once: a month of short runs has thousands of epochs.
+const EPOCHS_IN_FLIGHT: usize = 16;
 
 /// Opens content frames of one domain.
 pub(crate) struct Openers {
@@ -40,14 +44,17 @@ impl Openers {
     /// # Errors
     /// `Unavailable`; a key that is missing or wrong is an error of the chunks that need it.
     pub(crate) async fn prepare(&self, epochs: impl Iterator<Item = EpochId>) -> Result<()> {
-        for epoch in epochs {
-            if self.known(epoch).is_some() {
-                continue;
-            }
-            let opened = match self.vault.open_epoch(&self.recovery, self.domain, epoch).await {
+        let unknown: Vec<EpochId> = epochs.filter(|epoch| self.known(*epoch).is_none()).collect();
+        let mut opened = stream::iter(unknown)
+            .map(|epoch| async move { (epoch, self.vault.open_epoch(&self.recovery, self.domain, epoch).await) })
+            .buffer_unordered(EPOCHS_IN_FLIGHT);
+        while let Some((epoch, opened)) = opened.next().await {
+            let opened = match opened {
                 Ok(opener) => Ok(Arc::new(opener)),
-                Err(error) if error.kind() == landfall_model::ErrorKind::Unavailable => return Err(error),
-                Err(error) => Err(error.to_string()),
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Key) => {
+                    Err(error.to_string())
+                }
+                Err(error) => return Err(error),
             };
             self.by_epoch.write().unwrap_or_else(PoisonError::into_inner).insert(epoch, opened);
         }

@@ -134,6 +134,7 @@ pub async fn rehydrate(
         disks,
         targets,
         view,
+        format: options.format,
         salvage: options.salvage,
         progress: progress.clone(),
     });
@@ -142,6 +143,10 @@ pub async fn rehydrate(
     let work = Arc::try_unwrap(work).map_err(|_| Error::new(ErrorKind::Bug, "a task outlived the rehydrate"))?;
     for target in work.targets {
         let target = Arc::try_unwrap(target).map_err(|_| Error::new(ErrorKind::Bug, "a target is still in use"))?;
+        if !damaged.is_empty() && !target.is_fresh() {
+            // It is neither what it was nor the point: its mark stays.
+            continue;
+        }
         tokio::task::spawn_blocking(move || target.finish())
             .await
             .map_err(|e| Error::with_source(ErrorKind::Bug, "finishing an image ended early", e))??;
@@ -205,7 +210,8 @@ async fn room(view: &MapView, disks: &[DiskMeta], specs: &[TargetSpec], options:
             if needed > available {
                 break;
             }
-            let map = view.region(disk, region).await?;
+            // A map that cannot be read is reported when its turn comes.
+            let Ok(map) = view.region(disk, region).await else { continue };
             let data = map.iter().filter(|e| matches!(e.kind, EntryKind::Data { .. }));
             needed += data.map(|e| u64::from(e.len)).sum::<u64>();
         }
@@ -228,6 +234,7 @@ struct Work {
     written: Vec<AtomicU64>,
     openers: Openers,
     fetcher: Arc<Fetcher>,
+    format: Format,
     salvage: bool,
     progress: Arc<Progress>,
 }
@@ -246,13 +253,29 @@ impl Work {
             };
             let counted: u64 = regions.iter().map(|r| u64::from(region_len(disk.size, *r))).sum();
             self.progress.add_done(disk.size - counted);
+            self.clear_padding(number)?;
             for batch in regions.chunks(REGIONS_PER_BATCH) {
                 let mut needs = Vec::new();
                 let mut found = stream::iter(batch.to_vec())
-                    .map(|region| self.clone().region(number, region))
+                    .map(|region| {
+                        let work = self.clone();
+                        async move { (region, work.region(number, region).await) }
+                    })
                     .buffered(REGIONS_IN_FLIGHT);
-                while let Some(differences) = found.next().await {
-                    let differences = differences?;
+                while let Some((region, differences)) = found.next().await {
+                    let differences = match differences {
+                        Ok(differences) => differences,
+                        Err(error) if error.kind() == ErrorKind::Corrupt => {
+                            let len = u64::from(region_len(disk.size, region));
+                            let extent = Extent { start: u64::from(region) * REGION_BYTES, len };
+                            self.damage(
+                                Damage { disk: disk.name.clone(), extent, why: error.to_string() },
+                                &mut damaged,
+                            )?;
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    };
                     self.written[number].fetch_add(differences.zeroed, Ordering::Relaxed);
                     needs.extend(differences.needs);
                 }
@@ -263,6 +286,15 @@ impl Work {
             }
         }
         Ok(damaged)
+    }
+
+    /// A container rounds the size of its disk up: what lies behind the disk's end reads as zero.
+    fn clear_padding(&self, number: usize) -> Result<()> {
+        let (target, size) = (&self.targets[number], self.disks[number].size);
+        if self.format != Format::Raw && !target.is_fresh() && target.size() > size {
+            target.write_zeroes(Extent::between(size, target.size()))?;
+        }
+        Ok(())
     }
 
     /// What a region needs.
@@ -300,14 +332,19 @@ impl Work {
                 self.written[disk].fetch_add(bytes, Ordering::Relaxed);
             }
             for (place, why) in written.damaged {
-                let damage = Damage { disk: self.disks[place.disk].name.clone(), extent: place.extent(), why };
-                tracing::debug!(disk = %damage.disk, start = damage.extent.start, len = damage.extent.len, why = damage.why, "cannot be had");
-                if !self.salvage {
-                    return Err(self.damage_error(&damage));
-                }
-                damaged.push(damage);
+                let disk = self.disks[place.disk].name.clone();
+                self.damage(Damage { disk, extent: place.extent(), why }, damaged)?;
             }
         }
+        Ok(())
+    }
+
+    /// Keeps a run that cannot be had, where the operator asked for what is left.
+    fn damage(&self, damage: Damage, damaged: &mut Vec<Damage>) -> Result<()> {
+        if !self.salvage {
+            return Err(self.damage_error(&damage));
+        }
+        damaged.push(damage);
         Ok(())
     }
 

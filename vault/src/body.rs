@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use landfall_model::{ChunkId, ChunkRef, EpochId, Location, PointMeta, RegionMap, SegmentId, Source};
+use landfall_model::{ChunkId, ChunkRef, EpochId, Location, PointMeta, SegmentId, Source};
 
 use crate::frame::PAGE_BYTES_MAX;
-use crate::page;
 use crate::wire::{self, Reader, Writer};
 use landfall_model::{Error, Result};
 
@@ -33,12 +32,9 @@ pub struct Body {
 }
 
 impl PageRef {
-    /// A page to stand in the record itself.
-    ///
-    /// # Errors
-    /// `Bug` only.
-    pub fn inline(map: &RegionMap) -> Result<Self> {
-        Ok(Self::Inline(wire::pack_block(&page::encode(map)?)))
+    /// An encoded page, to stand in the record itself.
+    pub fn inline(page: &[u8]) -> Self {
+        Self::Inline(wire::pack_block(page))
     }
 }
 

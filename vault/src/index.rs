@@ -46,13 +46,6 @@ enum SourceKey {
 }
 
 impl SourceKey {
-    fn of(source: Source, machine: MachineId) -> Self {
-        match source {
-            Source::Segment(id) => Self::Segment(id),
-            Source::Point(timeline, seq) => Self::Point(machine, timeline, seq),
-        }
-    }
-
     fn encode(self, size: u64) -> Vec<u8> {
         let mut out = Writer::default();
         match self {
@@ -99,6 +92,8 @@ pub struct DedupIndex {
     live: BTreeSet<u32>,
     /// Epochs whose wrapped keys are stored.
     live_epochs: BTreeSet<u32>,
+    /// Points of the machine that are in the store.
+    points: BTreeSet<(Timeline, Seq)>,
 }
 
 fn local(error: impl Into<redb::Error>) -> Error {
@@ -139,6 +134,7 @@ impl DedupIndex {
             epoch_numbers: HashMap::new(),
             live: BTreeSet::new(),
             live_epochs: BTreeSet::new(),
+            points: BTreeSet::new(),
         };
         index.load()?;
         index.catch_up(vault).await?;
@@ -184,8 +180,8 @@ impl DedupIndex {
         while let Some((id, size, chunks)) = directories.try_next().await? {
             match chunks {
                 Ok(chunks) => self.add(SourceKey::Segment(id), size, &chunks)?,
-                // A damaged segment is no dedup target; `verify` is where it is reported.
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                // A damaged or foreign segment is no dedup target; `verify` is where it is reported.
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Key | ErrorKind::Unsupported) => {
                     tracing::warn!(segment = %id, %error, "a segment's directory cannot be read: run `landfall verify`");
                 }
                 Err(error) => return Err(error),
@@ -214,16 +210,18 @@ impl DedupIndex {
     fn add(&mut self, key: SourceKey, size: u64, chunks: &[ChunkRef]) -> Result<()> {
         let mut write = self.db.begin_write().map_err(local)?;
         write.set_durability(Durability::None).map_err(local)?;
-        let number = match self.numbers.get(&key) {
-            Some(number) => *number,
-            None => self.sources.keys().next_back().map_or(0, |n| n + 1),
-        };
+        // A source that is added again gets a new number: rows of what stood under its name before stay dead.
+        let number = self.sources.keys().next_back().map_or(0, |n| n + 1);
+        let before = self.numbers.get(&key).copied();
         {
             let mut sources = write.open_table(SOURCES).map_err(local)?;
             let row = key.encode(size);
             let row = <&[u8; 41]>::try_from(row.as_slice())
                 .map_err(|_| Error::new(ErrorKind::Bug, "a row of the dedup index has the wrong length"))?;
             sources.insert(number, row).map_err(local)?;
+            if let Some(before) = before {
+                sources.remove(before).map_err(local)?;
+            }
             let mut epochs = write.open_table(EPOCHS).map_err(local)?;
             let mut table = write.open_table(CHUNKS).map_err(local)?;
             for chunk in chunks {
@@ -248,6 +246,10 @@ impl DedupIndex {
             }
         }
         write.commit().map_err(local)?;
+        if let Some(before) = before {
+            self.sources.remove(&before);
+            self.live.remove(&before);
+        }
         self.sources.insert(number, (key, size));
         self.numbers.insert(key, number);
         self.live.insert(number);
@@ -278,13 +280,24 @@ impl DedupIndex {
         self.add(SourceKey::Point(self.machine, timeline, seq), 0, chunks)
     }
 
-    /// Says which points of this machine are in the store: the inline frames of others are no dedup targets.
-    pub fn keep_points(&mut self, points: impl Iterator<Item = (Timeline, Seq)>) {
-        for (timeline, seq) in points {
-            if let Some(number) = self.numbers.get(&SourceKey::Point(self.machine, timeline, seq)) {
+    /// Says which points of this machine are in the store. Where they are the ones that this file was told of (`trusted`), their inline frames
+    /// are dedup targets; else they are not, until they are added again.
+    pub fn set_points(&mut self, points: impl Iterator<Item = (Timeline, Seq)>, trusted: bool) {
+        self.points = points.collect();
+        for (timeline, seq) in self.points.iter().filter(|_| trusted) {
+            if let Some(number) = self.numbers.get(&SourceKey::Point(self.machine, *timeline, *seq)) {
                 self.live.insert(*number);
             }
         }
+    }
+
+    /// Whether the object of a frame and the key of its epoch are in the store: else what a map says of it can no longer be restored.
+    pub fn is_stored(&self, location: &Location) -> bool {
+        let source = match location.source {
+            Source::Segment(id) => self.numbers.get(&SourceKey::Segment(id)).is_some_and(|n| self.live.contains(n)),
+            Source::Point(timeline, seq) => self.points.contains(&(timeline, seq)),
+        };
+        source && self.epoch_numbers.get(&location.epoch).is_some_and(|n| self.live_epochs.contains(n))
     }
 
     /// Where a chunk is, if the vault has it.
@@ -315,7 +328,7 @@ impl DedupIndex {
 
     /// Size of a segment that is in the store.
     pub fn segment_size(&self, id: SegmentId) -> Option<u64> {
-        let number = self.numbers.get(&SourceKey::of(Source::Segment(id), self.machine))?;
+        let number = self.numbers.get(&SourceKey::Segment(id))?;
         self.live.contains(number).then(|| self.sources[number].1)
     }
 
@@ -346,8 +359,14 @@ pub async fn read_directory(vault: &Vault, id: SegmentId, size: u64) -> Result<V
     const TAIL_BYTES: u64 = 96 * 1024;
     let name = layout::segment(id);
     let missing = || Error::corrupt(format!("{name}: it is missing"));
+    if size < Trailer::LEN {
+        return Err(Error::corrupt(format!("{name}: it is too short for a segment")));
+    }
     let start = size.saturating_sub(TAIL_BYTES);
-    let tail = vault.store().get_range(&name, start, size.max(1)).await?.ok_or_else(missing)?;
+    let tail = vault.store().get_range(&name, start, size).await?.ok_or_else(missing)?;
+    if tail.len() as u64 != size - start {
+        return Err(Error::corrupt(format!("{name}: it is shorter than listed")));
+    }
     let trailer = Trailer::parse(&tail, size).map_err(|e| e.context(&name))?;
     let from = trailer.directory_start();
     let to = from + trailer.directory_len();

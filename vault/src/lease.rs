@@ -91,7 +91,8 @@ impl Machine {
         let Some(bytes) = self.vault().store().get(name).await? else { return Ok(None) };
         let record =
             record::decode(self.vault().site(), self.vault().signers(), &bytes).map_err(|e| e.context(name))?;
-        if record.header.position != self.side_record(kind, g) {
+        let whole = record.header.inline_start() == bytes.len() as u64;
+        if record.header.position != self.side_record(kind, g) || !whole {
             return Err(Error::corrupt(format!("{name}: it is another object, put in this place")));
         }
         let body = serde_json::from_slice(&record.body);
@@ -114,6 +115,17 @@ impl Machine {
         self.side_body(&layout::lease(self.id(), generation), Kind::Lease, generation).await
     }
 
+    /// A lease is advice: one that cannot be read is none.
+    async fn lease_or_none(&self, generation: Generation) -> Result<Option<LeaseMeta>> {
+        match self.lease(generation).await {
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Key | ErrorKind::Unsupported) => {
+                tracing::warn!(%error, "the lease cannot be read; it is taken as none");
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
     /// Takes the right to write this machine: ours already, given back, or given up by a gateway that stopped renewing it.
     ///
     /// # Errors
@@ -122,7 +134,7 @@ impl Machine {
         for _ in 0..CLAIMS_MAX {
             let newest = self.generations().await?.last().copied();
             let (owner, lease) = match newest {
-                Some(g) => (self.generation(g).await?.map(|m| m.gateway), self.lease(g).await?),
+                Some(g) => (self.generation(g).await?.map(|m| m.gateway), self.lease_or_none(g).await?),
                 None => (None, None),
             };
             let tenure = |generation| Tenure { machine: self.clone(), name: name.clone(), gateway, generation };
@@ -159,7 +171,7 @@ impl Machine {
         let start = tokio::time::Instant::now();
         while start.elapsed() < ttl {
             tokio::time::sleep(LEASE_POLL).await;
-            let lease = self.lease(generation).await?;
+            let lease = self.lease_or_none(generation).await?;
             if lease.as_ref().is_some_and(|l| l.released) {
                 return Ok(());
             }

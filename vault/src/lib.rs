@@ -13,6 +13,7 @@ mod frame;
 mod index;
 pub mod layout;
 mod lease;
+mod local;
 mod machine;
 mod page;
 mod probe;
@@ -34,10 +35,13 @@ pub use lease::{LEASE_RENEWAL, LEASE_TTL, Tenure};
 pub use machine::{Machine, Point, PointKey, Selector, follows, refers_only_to_stored};
 pub use page::{REGION_BYTES, decode as decode_page, encode as encode_page};
 pub use record::{Header, Kind, Position};
-pub use store::{Listed, Put, Store, Traffic};
+pub use store::{Listed, Put, PutExact, Store, Traffic};
 pub use vault::Vault;
 pub use vault_file::{Chunking, FORMAT, VaultConfig};
 pub use view::{MapView, load_page, region_count, region_len};
+
+#[cfg(test)]
+mod tests;
 
 use landfall_model::{ErrorKind, Timestamp};
 

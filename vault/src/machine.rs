@@ -12,7 +12,7 @@ use landfall_model::{Digest, ErrorKind, MachineId, PointMeta, SegmentId, Seq, Ti
 use crate::body::Body;
 use crate::layout::{self, Name};
 use crate::record::{self, Header, Kind, Position};
-use crate::store::Put;
+use crate::store::PutExact;
 use crate::vault::Vault;
 use landfall_model::{Error, Result};
 
@@ -119,9 +119,23 @@ impl Machine {
     /// # Errors
     /// `Unavailable`.
     pub async fn points_of(&self, timeline: Timeline) -> Result<Vec<PointKey>> {
-        let listed = self.vault.store().list(&layout::points(self.id, timeline)).await?;
+        self.keys_in(&layout::points(self.id, timeline)).await
+    }
+
+    /// The checkpoints of a timeline, ascending.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn checkpoints_of(&self, timeline: Timeline) -> Result<Vec<PointKey>> {
+        self.keys_in(&layout::checkpoints(self.id, timeline)).await
+    }
+
+    async fn keys_in(&self, folder: &str) -> Result<Vec<PointKey>> {
+        let listed = self.vault.store().list(folder).await?;
         let key = |o: &crate::store::Listed| match layout::parse(&o.name)? {
-            Name::Point(_, timeline, seq) => Some(PointKey { timeline, seq, size: o.size }),
+            Name::Point(_, timeline, seq) | Name::Checkpoint(_, timeline, seq) => {
+                Some(PointKey { timeline, seq, size: o.size })
+            }
             _ => None,
         };
         Ok(listed.iter().filter_map(key).collect())
@@ -132,10 +146,14 @@ impl Machine {
     /// # Errors
     /// `Unavailable`; `Corrupt` where a timeline hangs on a point that is not there.
     pub async fn line(&self) -> Result<Vec<PointKey>> {
-        match self.timelines().await?.last() {
-            Some(&timeline) => self.line_of(timeline).await,
-            None => Ok(Vec::new()),
+        // A timeline without points is one that nobody has committed to: it hides nothing.
+        for timeline in self.timelines().await?.into_iter().rev() {
+            let line = self.line_of(timeline).await?;
+            if !line.is_empty() {
+                return Ok(line);
+            }
         }
+        Ok(Vec::new())
     }
 
     /// The line of points that ends with the newest point of a timeline.
@@ -162,7 +180,7 @@ impl Machine {
     async fn head_bytes(&self, name: &str, size: u64) -> Result<Bytes> {
         let store = self.vault.store();
         let missing = || Error::corrupt(format!("{name}: it is missing"));
-        let first = store.get_range(name, 0, size.min(HEAD_BYTES).max(1)).await?.ok_or_else(missing)?;
+        let first = store.get_range(name, 0, size.clamp(1, HEAD_BYTES)).await?.ok_or_else(missing)?;
         let needed = Header::parse(&first).map_err(|e| e.context(name))?.inline_start();
         if needed <= first.len() as u64 {
             return Ok(first);
@@ -188,7 +206,7 @@ impl Machine {
             && at.vault == self.vault.config().vault_id
             && at.machine == self.id
             && (at.timeline, at.seq) == (key.timeline, key.seq)
-            && (kind != Kind::Point || record.header.inline_start() + record.header.inline_len == key.size);
+            && record.header.inline_start() + record.header.inline_len == key.size;
         if !right {
             return Err(Error::corrupt(format!("{name}: it is another object, put in this place")));
         }
@@ -202,19 +220,6 @@ impl Machine {
     /// `Corrupt`, naming the object.
     pub async fn point(&self, key: PointKey) -> Result<Point> {
         self.read(Kind::Point, &layout::point(self.id, key.timeline, key.seq), key).await
-    }
-
-    /// The checkpoints of a timeline, ascending.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub async fn checkpoints_of(&self, timeline: Timeline) -> Result<Vec<PointKey>> {
-        let listed = self.vault.store().list(&layout::checkpoints(self.id, timeline)).await?;
-        let key = |o: &crate::store::Listed| match layout::parse(&o.name)? {
-            Name::Checkpoint(_, timeline, seq) => Some(PointKey { timeline, seq, size: o.size }),
-            _ => None,
-        };
-        Ok(listed.iter().filter_map(key).collect())
     }
 
     /// Reads a checkpoint.
@@ -292,12 +297,9 @@ impl Machine {
         let point = Point { header, digest: signed.digest, body: body.clone() };
         let store = self.vault.store();
         let bytes = Bytes::from(signed.bytes);
-        if store.put_if_absent(&name, bytes.clone()).await? == Put::Exists {
-            // Either a try of ours got through unheard, or another writer was first: the bytes tell.
-            if store.get(&name).await?.as_deref() != Some(&bytes[..]) {
-                let why = format!("{name}: another writer has committed it; nothing of this run was kept; run again");
-                return Err(Error::new(ErrorKind::Conflict, why));
-            }
+        if store.put_exact(&name, bytes).await? == PutExact::Different {
+            let why = format!("{name}: another writer has committed it; this run committed nothing; run again");
+            return Err(Error::new(ErrorKind::Conflict, why));
         }
         Ok(point)
     }

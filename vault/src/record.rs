@@ -19,8 +19,10 @@ const VERSION: u16 = 1;
 /// Bytes of the plain header.
 pub(crate) const HEADER_LEN: usize = 160;
 const SIGNATURE_LEN: usize = 64;
-/// Largest body: the page references of a full 64 TiB disk (524288 regions of 57 bytes) fit twice.
-const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Largest body: the page references of 64 TiB of disks (524288 regions, 54 bytes each) and their 2 million segments (40 bytes each) fit.
+const BODY_BYTES_MAX: usize = 160 * 1024 * 1024;
+/// The sealed body is at most so much longer: packed block header, salt and tag.
+const BODY_OVERHEAD: usize = 5 + landfall_keys::FRAME_OVERHEAD;
 
 /// What a record is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -132,6 +134,9 @@ impl Header {
             Kind::ALL.into_iter().find(|k| k.byte() == kind).ok_or_else(|| reader.error("its kind is unknown"))?;
         let reserved = reader.u8()?;
         let body_len = reader.u32()?;
+        if body_len as usize > BODY_BYTES_MAX + BODY_OVERHEAD {
+            return Err(reader.error("it is larger than the format allows"));
+        }
         let position = Position {
             kind,
             vault: VaultId::from_bytes(reader.array()?),
@@ -177,6 +182,10 @@ pub(crate) struct Signed {
 /// # Errors
 /// `Bug` only.
 pub(crate) fn encode(site: &SiteKey, position: Position, body: &[u8], inline: &[u8]) -> Result<Signed> {
+    if body.len() > BODY_BYTES_MAX {
+        let why = "the maps of the machine are larger than a record can hold: protect its disks as several machines";
+        return Err(Error::new(ErrorKind::Unsupported, why));
+    }
     let block = wire::pack_block(body);
     let header = Header {
         position,

@@ -300,6 +300,14 @@ pub fn open_whole(site: &SiteKey, vault: VaultId, id: SegmentId, bytes: &[u8]) -
     if blake3::hash(bytes).as_bytes() != id.as_bytes() {
         return Err(Error::corrupt(format!("segment {id}: its bytes are not those of its name")));
     }
+    let version = bytes.get(8..10).map(|v| u16::from_le_bytes([v[0], v[1]]));
+    if bytes.starts_with(MAGIC) && version.is_some_and(|v| v > VERSION) {
+        let why = format!("segment {id}: it is of a later format: use a newer Landfall");
+        return Err(Error::new(landfall_model::ErrorKind::Unsupported, why));
+    }
+    if !bytes.starts_with(&header(vault)) {
+        return Err(Error::corrupt(format!("segment {id}: it is no segment of this vault")));
+    }
     let trailer = Trailer::parse(bytes, bytes.len() as u64)?;
     let start = landfall_model::num::to_usize(trailer.directory_start());
     let sealed = bytes.get(start..bytes.len() - TRAILER_LEN).unwrap_or_default();

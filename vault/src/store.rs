@@ -16,6 +16,8 @@
 //! The local directory writes aside, fsyncs file and directories, and links into place: an object is there whole, or not at all.
 
 use std::error::Error as StdError;
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +30,7 @@ use object_store::{
     ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig,
 };
 
+use crate::local;
 use landfall_model::{Error, Result};
 
 /// First pause before a request is tried again.
@@ -36,8 +39,10 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// How long a request is tried again where nothing else is said: longer than a reboot of a router.
 const RETRY_TIME_DEFAULT: Duration = Duration::from_secs(300);
-/// One request, body included: a 32 MiB segment at 2 Mbit/s still fits.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
+/// One request, body included: of four 32 MiB segments at once, each still fits a line of 2 Mbit/s.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(900);
+/// No object of a vault is larger; what is, is not read into memory.
+const OBJECT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,6 +53,17 @@ pub enum Put {
     Created,
     /// There already is an object of that name: untouched.
     Exists,
+}
+
+/// What became of an object whose bytes are ours alone to say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PutExact {
+    /// It was not there and is now.
+    Created,
+    /// It was there with these bytes: an earlier try that was not heard of, or one that another sent.
+    Same,
+    /// It was there with other bytes: untouched.
+    Different,
 }
 
 /// An object in a listing.
@@ -89,6 +105,8 @@ impl Traffic {
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
+    /// Where the objects are files: large ones are written past the page cache.
+    directory: Option<PathBuf>,
     url: String,
     retry_time: Duration,
     traffic: Arc<Traffic>,
@@ -159,14 +177,15 @@ impl Store {
         let inner = object_store::local::LocalFileSystem::new_with_prefix(path)
             .map_err(|e| usage(one_line(&e)))?
             .with_fsync(true);
-        Ok(Self::over(Arc::new(inner), Path::default(), url))
+        let store = Self::over(Arc::new(inner), Path::default(), url);
+        Ok(Self { directory: Some(path.into()), ..store })
     }
 
     /// A vault's store over any `object_store`, under a prefix; `name` is what errors call it.
     pub fn over(inner: Arc<dyn ObjectStore>, prefix: Path, name: &str) -> Self {
         let seconds = std::env::var("LANDFALL_STORE_RETRY_SECONDS").ok().and_then(|s| s.parse().ok());
         let retry_time = seconds.map_or(RETRY_TIME_DEFAULT, Duration::from_secs);
-        Self { inner, prefix, url: name.to_owned(), retry_time, traffic: Arc::default() }
+        Self { inner, prefix, directory: None, url: name.to_owned(), retry_time, traffic: Arc::default() }
     }
 
     /// The same store, giving up retries after this long.
@@ -233,17 +252,48 @@ impl Store {
         let put = self
             .retried("store", name, |store| {
                 let (path, bytes) = (path.clone(), bytes.clone());
-                let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-                async move { store.put_opts(&path, bytes.into(), options).await }
+                let direct = self.directory.clone().filter(|_| bytes.len() >= local::DIRECT_BYTES_MIN);
+                async move {
+                    match direct {
+                        Some(root) => put_file(root, path, bytes).await,
+                        None => {
+                            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+                            store.put_opts(&path, bytes.into(), options).await.map(|_| ())
+                        }
+                    }
+                }
             })
             .await;
         match put {
-            Ok(_) => {
+            Ok(()) => {
                 self.traffic.sent.fetch_add(size, Ordering::Relaxed);
                 Ok(Put::Created)
             }
             Err(Failed::Exists) => Ok(Put::Exists),
             Err(other) => Err(other.into_error()),
+        }
+    }
+
+    /// Stores an object under a name that has none, and believes that it exists only after reading it back: "exists" may also mean that
+    /// another try is under way (S3 answers 409 to that) and nothing is stored yet.
+    ///
+    /// # Errors
+    /// As for [`Self::put_if_absent`]; `Unavailable` where the store says that it exists and does not show it.
+    pub async fn put_exact(&self, name: &str, bytes: Bytes) -> Result<PutExact> {
+        let start = Instant::now();
+        loop {
+            if self.put_if_absent(name, bytes.clone()).await? == Put::Created {
+                return Ok(PutExact::Created);
+            }
+            match self.get(name).await? {
+                Some(there) if there == bytes => return Ok(PutExact::Same),
+                Some(_) => return Ok(PutExact::Different),
+                None if start.elapsed() < self.retry_time => tokio::time::sleep(BACKOFF_FIRST).await,
+                None => {
+                    let why = format!("{name}: {} says that it exists and does not show it; try again later", self.url);
+                    return Err(Error::new(ErrorKind::Unavailable, why));
+                }
+            }
         }
     }
 
@@ -265,19 +315,20 @@ impl Store {
         Ok(())
     }
 
-    async fn get_options(&self, name: &str, options: GetOptions) -> Result<Option<Bytes>> {
+    async fn get_bounded(&self, name: &str, range: Option<Range<u64>>, bytes_max: u64) -> Result<Option<Bytes>> {
         let path = self.path(name);
         let got = self
             .retried("fetch", name, |store| {
-                let (path, options) = (path.clone(), options.clone());
-                async move { store.get_opts(&path, options).await?.bytes().await }
+                let (path, range) = (path.clone(), range.clone());
+                async move { fetch(&*store, &path, range, bytes_max).await }
             })
             .await;
         match got {
-            Ok(bytes) => {
+            Ok(Ok(bytes)) => {
                 self.traffic.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 Ok(Some(bytes))
             }
+            Ok(Err(why)) => Err(Error::corrupt(format!("{name}: {why}"))),
             Err(Failed::NotFound) => Ok(None),
             Err(other) => Err(other.into_error()),
         }
@@ -286,9 +337,9 @@ impl Store {
     /// A whole object, or `None` where there is none.
     ///
     /// # Errors
-    /// `Unavailable` after the retry time, `Usage` when access is denied.
+    /// `Unavailable` after the retry time, `Usage` when access is denied, `Corrupt` where it is larger than any object of a vault.
     pub async fn get(&self, name: &str) -> Result<Option<Bytes>> {
-        self.get_options(name, GetOptions::default()).await
+        self.get_bounded(name, None, OBJECT_BYTES_MAX).await
     }
 
     /// Bytes `start .. end` of an object, fewer where it is shorter; `None` where there is no such object.
@@ -296,8 +347,7 @@ impl Store {
     /// # Errors
     /// As for [`Self::get`]; `Corrupt` where the object ends at or before `start`.
     pub async fn get_range(&self, name: &str, start: u64, end: u64) -> Result<Option<Bytes>> {
-        let options = GetOptions { range: Some(GetRange::Bounded(start..end)), ..GetOptions::default() };
-        self.get_options(name, options).await
+        self.get_bounded(name, Some(start..end), end.saturating_sub(start)).await
     }
 
     /// Every object whose name begins with a folder, ascending by name.
@@ -356,6 +406,47 @@ impl Store {
             Ok(()) | Err(Failed::NotFound) => Ok(()),
             Err(other) => Err(other.into_error()),
         }
+    }
+}
+
+/// A large object into a local directory, in the words of `object_store`.
+async fn put_file(root: PathBuf, path: Path, bytes: Bytes) -> object_store::Result<()> {
+    let name = path.to_string();
+    let put = tokio::task::spawn_blocking(move || local::put_if_absent(&root, path.as_ref(), &bytes)).await;
+    let generic = |source| object_store::Error::Generic { store: "directory", source };
+    match put {
+        Ok(Ok(Put::Created)) => Ok(()),
+        Ok(Ok(Put::Exists)) => Err(object_store::Error::AlreadyExists { path: name, source: "it exists".into() }),
+        Ok(Err(error)) => Err(generic(error.into())),
+        Err(error) => Err(generic(error.into())),
+    }
+}
+
+/// Fetches an object or a range of it. The inner error is about the object and will not change: it is shorter or longer than it can be.
+async fn fetch(
+    store: &dyn ObjectStore,
+    path: &Path,
+    range: Option<Range<u64>>,
+    bytes_max: u64,
+) -> object_store::Result<std::result::Result<Bytes, String>> {
+    let start = range.as_ref().map_or(0, |r| r.start);
+    let bounded = range.is_some();
+    let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
+    match store.get_opts(path, options).await {
+        Ok(got) if got.range.end.saturating_sub(got.range.start) > bytes_max => {
+            Ok(Err("it is larger than it can be".to_owned()))
+        }
+        Ok(got) => got.bytes().await.map(Ok),
+        // Stores refuse a range behind the end each in its own way; the size tells what happened.
+        Err(error) if bounded && matches!(Failed::classify(&error), Failed::Transient | Failed::Final(_)) => {
+            match store.head(path).await {
+                Ok(meta) if meta.size <= start => {
+                    Ok(Err(format!("it has {} bytes and ends before byte {start}", meta.size)))
+                }
+                _ => Err(error),
+            }
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -9,9 +9,12 @@ use landfall_model::{DomainId, EpochId, ErrorKind, MachineId, MachineName, Recip
 use crate::crash::crash_point;
 use crate::layout;
 use crate::machine::Machine;
-use crate::store::{Put, Store};
+use crate::store::{PutExact, Store};
 use crate::vault_file::VaultConfig;
 use landfall_model::{Error, Result};
+
+/// Size of a wrapped epoch key (FORMAT.md section 5).
+const EPOCH_WRAP_BYTES: u64 = 224;
 
 /// An open vault. Holds no key that opens content.
 #[derive(Clone)]
@@ -38,11 +41,8 @@ impl Vault {
         crash_point("create.site-key-stored");
         let config = VaultConfig::new(recovery, &site, now);
         let file = config.encode(recovery)?;
-        match store.put_if_absent(layout::VAULT_FILE, file.clone().into()).await? {
-            Put::Created => {}
-            // A try that was not heard of may have got through: what stands there decides.
-            Put::Exists if store.get(layout::VAULT_FILE).await?.as_deref() == Some(&file[..]) => {}
-            Put::Exists => return Err(already_there(&store)),
+        if store.put_exact(layout::VAULT_FILE, file.into()).await? == PutExact::Different {
+            return Err(already_there(&store));
         }
         Self::assemble(store, config, site)
     }
@@ -152,7 +152,8 @@ impl Vault {
         let mut epochs: Vec<EpochId> = listed
             .iter()
             .filter_map(|o| match layout::parse(&o.name) {
-                Some(layout::Name::Epoch(d, epoch, _)) if d == domain => Some(epoch),
+                // A wrap that was cut short is no wrap: what its epoch sealed is stored anew.
+                Some(layout::Name::Epoch(d, epoch, _)) if d == domain && o.size == EPOCH_WRAP_BYTES => Some(epoch),
                 _ => None,
             })
             .collect();

@@ -153,15 +153,6 @@ impl VaultConfig {
         Ok(envelope)
     }
 
-    /// The vault's id as the object says, unchecked: only for messages and `vault info` without a key.
-    ///
-    /// # Errors
-    /// `Unsupported`, `Corrupt`.
-    pub fn peek_unverified(bytes: &[u8]) -> Result<Self> {
-        serde_json::from_str(&Self::envelope(bytes)?.signed)
-            .map_err(|e| Error::corrupt(format!("vault.json: its signed part does not parse: {e}")))
-    }
-
     /// The recovery keys that epochs are wrapped to.
     ///
     /// # Errors

@@ -9,15 +9,15 @@
 
 mod deep;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 use landfall_keys::{RecoveryKey, WrappedKind};
 use landfall_model::{
-    ChunkId, ChunkRef, Digest, DomainId, EntryKind, EpochId, ErrorKind, MachineId, MachineName, Progress, SegmentId,
-    Seq, Source, Timeline,
+    ChunkRef, Digest, DomainId, EntryKind, EpochId, ErrorKind, MachineId, MachineName, Progress, SegmentId, Seq,
+    Source, Timeline,
 };
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +104,7 @@ pub async fn verify(
     for (machine, head) in heads.iter().filter(|(id, _)| wanted.is_none_or(|w| w == **id)) {
         check.remembered(*machine, head, chains.get(machine));
     }
+    check.inline_references();
     check.directories().await?;
     check.epochs_are_there();
     if let Some(recovery) = deep {
@@ -132,12 +133,16 @@ struct Check {
     /// Which points of which machine need a segment.
     users: BTreeMap<SegmentId, BTreeMap<MachineName, (Seq, Seq)>>,
     /// Inline frames that maps refer to, by point.
-    inline: BTreeMap<(MachineId, Timeline, Seq), HashMap<ChunkId, ChunkRef>>,
+    inline: BTreeMap<(MachineId, Timeline, Seq), HashSet<ChunkRef>>,
+    /// Length of the inline frames of each point.
+    inline_lens: BTreeMap<(MachineId, Timeline, Seq), u64>,
     /// Epochs whose wrapped key is there and right, and the domain that they are of.
     epochs: BTreeMap<EpochId, DomainId>,
     /// Epochs that frames need, and a place that does.
     epochs_needed: BTreeMap<EpochId, String>,
-    pages_seen: HashSet<ChunkId>,
+    pages_seen: HashSet<ChunkRef>,
+    /// Findings that many references lead to.
+    told: HashSet<(String, String)>,
 }
 
 impl Check {
@@ -149,9 +154,11 @@ impl Check {
             references: BTreeMap::new(),
             users: BTreeMap::new(),
             inline: BTreeMap::new(),
+            inline_lens: BTreeMap::new(),
             epochs: BTreeMap::new(),
             epochs_needed: BTreeMap::new(),
             pages_seen: HashSet::new(),
+            told: HashSet::new(),
         }
     }
 
@@ -220,7 +227,14 @@ impl Check {
         }
         let mut chain = Chain::new();
         for timeline in machine.timelines().await? {
-            for key in machine.points_of(timeline).await? {
+            let keys = machine.points_of(timeline).await?;
+            if keys.is_empty() {
+                self.found(
+                    format!("{}/{}", layout::timelines(machine.id()), timeline.key()),
+                    "a timeline without points",
+                );
+            }
+            for key in keys {
                 let name = layout::point(machine.id(), timeline, key.seq);
                 let read = machine.point(key).await;
                 let Some(point) = self.note(&name, read)? else { continue };
@@ -236,6 +250,7 @@ impl Check {
                 let head = Head { timeline, seq: key.seq, digest: point.digest };
                 self.report.heads.insert(machine.id(), head);
                 chain.insert((timeline, key.seq), (position, point.digest));
+                self.inline_lens.insert((machine.id(), timeline, key.seq), point.header.inline_len);
                 self.inline_frames(&point, &name).await?;
                 self.references_of(machine, &point, &name).await?;
             }
@@ -299,7 +314,7 @@ impl Check {
         for (disk, pages) in disks.iter().zip(&record.body.disks) {
             for (region, page) in pages {
                 if let PageRef::Stored(chunk) = page {
-                    if !self.pages_seen.insert(chunk.id) {
+                    if !self.pages_seen.insert(*chunk) {
                         continue;
                     }
                     self.refer(machine, chunk, name);
@@ -318,7 +333,7 @@ impl Check {
     }
 
     fn found_once(&mut self, object: &str, what: String) {
-        if !self.report.findings.iter().any(|f| f.object == object && f.what == what) {
+        if self.told.insert((object.to_owned(), what.clone())) {
             self.found(object, what);
         }
     }
@@ -332,13 +347,37 @@ impl Check {
                 self.references.entry(id).or_default().insert(reference(chunk));
             }
             Source::Point(timeline, seq) => {
-                self.inline.entry((machine.id(), timeline, seq)).or_default().insert(chunk.id, *chunk);
+                self.inline.entry((machine.id(), timeline, seq)).or_default().insert(*chunk);
             }
+        }
+    }
+
+    /// Every reference to an inline frame against the point that should hold it.
+    fn inline_references(&mut self) {
+        let mut wrong = BTreeSet::new();
+        for (point, chunks) in &self.inline {
+            let len = self.inline_lens.get(point);
+            let outside = |c: &ChunkRef| {
+                let end = u64::from(c.location.offset) + u64::from(c.location.stored_len);
+                len.is_none_or(|len| end > *len)
+            };
+            if chunks.iter().any(outside) {
+                wrong.insert(*point);
+            }
+        }
+        for (machine, timeline, seq) in wrong {
+            let what = "maps refer to inline frames that are not in it";
+            self.found(layout::point(machine, timeline, seq), what);
         }
     }
 
     /// Every reference into a segment against the segment's own directory.
     async fn directories(&mut self) -> Result<()> {
+        let unlisted: Vec<SegmentId> =
+            self.references.keys().filter(|id| !self.stored.contains_key(id)).copied().collect();
+        for id in unlisted {
+            self.found_once(&layout::segment(id), "it is missing".to_owned());
+        }
         let vault = self.vault.clone();
         let referenced: Vec<(SegmentId, u64)> =
             self.stored.iter().filter(|(id, _)| self.references.contains_key(id)).map(|(i, s)| (*i, *s)).collect();

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use landfall_model::{ChunkRef, Digest, DiskMeta, DiskName, PointMeta, RegionMap, SegmentId, Source};
+use landfall_model::{ChunkRef, Digest, DiskMeta, DiskName, ErrorKind, PointMeta, RegionMap, Source};
 
 use crate::body::PageRef;
 use crate::machine::{Machine, Point, PointKey, follows};
@@ -37,9 +37,8 @@ pub fn region_len(disk_size: u64, region: u32) -> u32 {
 /// # Errors
 /// `Unsupported` for a disk of more than 2^59 bytes.
 pub fn region_count(disk_size: u64) -> Result<u32> {
-    u32::try_from(disk_size.div_ceil(REGION_BYTES)).map_err(|_| {
-        Error::new(landfall_model::ErrorKind::Unsupported, "the disk is larger than the format can describe (512 PiB)")
-    })
+    u32::try_from(disk_size.div_ceil(REGION_BYTES))
+        .map_err(|_| Error::new(ErrorKind::Unsupported, "the disk is larger than the format can describe (512 PiB)"))
 }
 
 impl MapView {
@@ -72,9 +71,15 @@ impl MapView {
         for timeline in timelines.into_iter().rev() {
             let on_line = |seq| line.iter().any(|p| p.timeline == timeline && p.seq == seq);
             let checkpoints = machine.checkpoints_of(timeline).await?;
-            let usable = checkpoints.into_iter().rev().find(|c| c.seq <= at.seq && on_line(c.seq));
-            if let Some(key) = usable {
-                return Ok(Some(machine.checkpoint(key).await?));
+            for key in checkpoints.into_iter().rev().filter(|c| c.seq <= at.seq && on_line(c.seq)) {
+                match machine.checkpoint(key).await {
+                    Ok(checkpoint) => return Ok(Some(checkpoint)),
+                    // A checkpoint only saves work: the points before it say the same.
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        tracing::warn!(%error, "a checkpoint cannot be used: going back to the one before; run `landfall verify`");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(None)
@@ -149,11 +154,6 @@ impl MapView {
     /// Page references that opening the view has to lay over each other.
     pub fn page_refs(&self) -> usize {
         self.layers.iter().flat_map(|l| &l.body.disks).map(BTreeMap::len).sum()
-    }
-
-    /// Sizes of the segments that the layers refer to.
-    pub fn segment_size(&self, id: SegmentId) -> Option<u64> {
-        self.layers.iter().rev().find_map(|l| l.body.segments.get(&id).copied())
     }
 
     /// The map of one region of a disk of this point.

@@ -3,7 +3,7 @@
 use futures_util::{StreamExt, TryStreamExt, stream};
 use landfall_model::{Error, ErrorKind, MachineName, Result};
 use landfall_vault::{Point, now};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::Common;
 use crate::output;
@@ -20,33 +20,26 @@ pub(crate) async fn points(common: &Common, name: &MachineName) -> Result<()> {
         let why = format!("machine {name} has no recovery points in {}: see `landfall machines`", vault.store().url());
         return Err(Error::new(ErrorKind::NotFound, why));
     }
-    let points: Vec<Point> =
-        stream::iter(line).map(|key| machine.point(key)).buffered(POINTS_IN_FLIGHT).try_collect().await?;
-    let value = json!({
-        "machine": name,
-        "points": points.iter().map(|p| json!({
-            "seq": p.seq(), "time": p.meta().source_time, "timeline": p.timeline(), "consistency": p.meta().consistency,
-            "changed_bytes": p.meta().counters.changed_bytes, "stored_bytes": p.meta().counters.stored_bytes,
-            "pinned": p.meta().pinned,
-        })).collect::<Vec<_>>(),
-    });
+    // A row a point: the maps of a hundred thousand points are not kept.
+    let row = |p: Point| {
+        let (meta, counters) = (p.meta(), &p.meta().counters);
+        json!({
+            "seq": p.seq(), "time": meta.source_time, "timeline": p.timeline(), "consistency": meta.consistency,
+            "changed_bytes": counters.changed_bytes, "stored_bytes": counters.stored_bytes, "pinned": meta.pinned,
+        })
+    };
+    let points: Vec<Value> =
+        stream::iter(line).map(|key| machine.point(key)).buffered(POINTS_IN_FLIGHT).map_ok(row).try_collect().await?;
+    let value = json!({ "machine": name, "points": points });
     output::document(common.json, &value, || {
         let mut rows =
             vec![[">SEQ", "TIME", ">TIMELINE", "CONSISTENCY", ">CHANGED", ">STORED"].map(String::from).to_vec()];
-        for point in &points {
-            let meta = point.meta();
-            rows.push(vec![
-                point.seq().to_string(),
-                meta.source_time.to_string(),
-                point.timeline().to_string(),
-                serde_json::to_value(meta.consistency)
-                    .ok()
-                    .and_then(|v| Some(v.as_str()?.to_owned()))
-                    .unwrap_or_default(),
-                output::size(meta.counters.changed_bytes),
-                output::size(meta.counters.stored_bytes),
-            ]);
-        }
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+        let bytes = |v: &Value| output::size(v.as_u64().unwrap_or(0));
+        rows.extend(points.iter().map(|p| {
+            let fields = [&p["seq"], &p["time"], &p["timeline"], &p["consistency"]].map(text);
+            fields.into_iter().chain([&p["changed_bytes"], &p["stored_bytes"]].map(bytes)).collect()
+        }));
         output::table(&rows)
     })
 }

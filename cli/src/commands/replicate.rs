@@ -20,10 +20,17 @@ pub(crate) async fn run(common: &Common, args: Replicate) -> Result<()> {
     };
     let vault = common.site_vault().await?;
     let state = common.state(&vault)?;
-    let cancel = on_interrupt();
+    let (cancel, twice) = on_interrupt();
     let counters = Arc::new(Progress::default());
     let work = replicate(&vault, &state, &request, &counters, &cancel);
     let what = format!("replicate {}", request.machine);
+    // At the second signal the work is dropped where it is: what held the application lets it go.
+    let work = async {
+        tokio::select! {
+            outcome = work => outcome,
+            () = twice => Err(Error::new(ErrorKind::Unavailable, "interrupted twice: stopped at once; run again to go on")),
+        }
+    };
     let outcome = progress::shown(common, &what, "sent", counters.clone(), work).await;
     let outcome = outcome.map_err(|e| e.context(format!("replicate {}", request.machine)))?;
     output::document(common.json, &document(&request, &outcome), || people(&request, &outcome))
@@ -45,26 +52,25 @@ fn disks(named: &[NamedPath], excluded: &[landfall_model::DiskName]) -> Result<V
     Ok(disks)
 }
 
-/// Stops in order at Ctrl-C or SIGTERM; at the second, at once.
-fn on_interrupt() -> Cancel {
+/// Stops in order at Ctrl-C or SIGTERM; the future ends at the second of them.
+fn on_interrupt() -> (Cancel, impl Future<Output = ()>) {
     let cancel = Cancel::default();
     let asked = cancel.clone();
-    tokio::spawn(async move {
+    let twice = async move {
         use tokio::signal::unix::{SignalKind, signal};
-        let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
-        let mut wait = async || {
+        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            return std::future::pending().await;
+        };
+        for _ in 0..2 {
             tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
+                _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-        };
-        wait().await;
-        asked.cancel();
-        wait().await;
-        output::error_line("interrupted twice: stopped at once; run again to go on");
-        std::process::exit(i32::from(ErrorKind::Unavailable.exit_code()));
-    });
-    cancel
+            asked.cancel();
+        }
+    };
+    (cancel, twice)
 }
 
 /// The stable document.

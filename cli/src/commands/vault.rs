@@ -29,11 +29,18 @@ pub(crate) async fn create(common: &Common) -> Result<()> {
     let recovery = RecoveryKey::generate(VaultId::from_bytes(id))?;
     let site = SiteKey::generate(recovery.vault_id(), recovery.root_public())?;
     recovery.write_new(recovery_path, common.passphrase()?.as_ref())?;
-    site.write_new(site_path)?;
+    if let Err(error) = site.write_new(site_path) {
+        let _ = std::fs::remove_file(recovery_path);
+        return Err(error.into());
+    }
     crash_point("create.keys-written");
     let vault = match Vault::create(store, &recovery, site, now()).await {
         Ok(vault) => vault,
         Err(error) => {
+            if error.kind() == ErrorKind::Unavailable {
+                let why = "the vault may be there or not: the key files are kept; see `landfall vault info`";
+                return Err(error.context(why));
+            }
             // Keys of a vault that does not exist would only be mistaken for others.
             for path in [recovery_path, site_path] {
                 let _ = std::fs::remove_file(path);

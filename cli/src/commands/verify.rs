@@ -19,12 +19,20 @@ pub(crate) async fn run(common: &Common, args: Verify) -> Result<ExitCode> {
         _ => common.any_vault().await?,
     };
     let state = common.state(&vault)?;
-    let mut heads = state.heads()?;
+    let heads = state.heads()?;
     let counters = Arc::new(Progress::default());
     let work = verify(&vault, args.machine.as_ref(), recovery, &heads, &counters);
     let report = progress::shown(common, "verify", "fetched", counters.clone(), work).await?;
     if report.findings.is_empty() {
-        heads.extend(report.heads.iter().map(|(machine, head)| (*machine, *head)));
+        // Replications may have gone on meanwhile: a head is never set back.
+        let _lock = state.lock().await?;
+        let mut heads = state.heads()?;
+        for (machine, head) in &report.heads {
+            let newer = heads.get(machine).is_none_or(|known| (known.timeline, known.seq) < (head.timeline, head.seq));
+            if newer {
+                heads.insert(*machine, *head);
+            }
+        }
         state.remember(&heads)?;
     }
     output::document(common.json, &document(&report, args.deep), || people(&report, args.deep))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 use landfall_keys::{EpochOpener, Fingerprinter, RecoveryKey};
-use landfall_model::{ChunkRef, DomainId, EpochId, MachineId, Progress, SegmentId, Seq, Timeline};
+use landfall_model::{ChunkRef, DomainId, EpochId, ErrorKind, MachineId, Progress, SegmentId, Seq, Timeline};
 
 use super::Check;
 use crate::frame::{CHUNK_BYTES_MAX, Decompressor, open_page};
@@ -28,8 +28,14 @@ impl Openers {
     async fn new(vault: &Vault, recovery: &RecoveryKey, epochs: &BTreeMap<EpochId, DomainId>) -> Result<Self> {
         let mut by_epoch = BTreeMap::new();
         for (epoch, domain) in epochs {
-            let opener = vault.open_epoch(recovery, *domain, *epoch).await?;
-            by_epoch.insert(*epoch, (opener, vault.site().fingerprinter(*domain)));
+            // An epoch that does not open is said of each frame that needs it.
+            match vault.open_epoch(recovery, *domain, *epoch).await {
+                Ok(opener) => {
+                    by_epoch.insert(*epoch, (opener, vault.site().fingerprinter(*domain)));
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                Err(error) => tracing::warn!(%epoch, %error, "an epoch does not open"),
+            }
         }
         Ok(Self { vault: vault.clone(), by_epoch })
     }
@@ -82,7 +88,7 @@ impl Check {
         }
         drop(checked);
         for ((machine, timeline, seq), chunks) in std::mem::take(&mut self.inline) {
-            let chunks: Vec<ChunkRef> = chunks.into_values().collect();
+            let chunks: Vec<ChunkRef> = chunks.into_iter().collect();
             let name = layout::point(machine, timeline, seq);
             let opened = self.check_inline(&openers, machine, timeline, seq, &chunks).await;
             if let Some(frames) = self.note(&name, opened)? {
@@ -118,5 +124,5 @@ async fn check_segment(openers: Arc<Openers>, id: SegmentId) -> Result<u64> {
         openers.open_all(&bytes, &chunks)
     };
     let done = tokio::task::spawn_blocking(check).await;
-    done.map_err(|e| Error::with_source(landfall_model::ErrorKind::Bug, "a check ended early", e))?
+    done.map_err(|e| Error::with_source(ErrorKind::Bug, "a check ended early", e))?
 }

@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine, from a bare clone:
+#   make demo    builds landfall and shows the whole story on a disk that it makes itself
+#   make test    installs what the tests need, builds, and runs all of them
+# The others: setup (only install), lint (format, clippy, docs), bench, fuzz (FUZZ_SECONDS per target).
+
+SHELL := bash
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+
+.PHONY: setup demo test lint bench fuzz
+.DEFAULT_GOAL := test
+
+setup:
+	@tests/tools/setup.sh
+
+demo:
+	@tests/tools/setup.sh build
+	cargo build --locked --release --package landfall-cli --bin landfall
+	@"$${CARGO_TARGET_DIR:-target}/release/landfall" demo
+
+test: setup
+	@tests/tools/test.sh
+
+lint:
+	@tests/tools/setup.sh build
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --all-features --no-deps
+
+bench: setup
+	cargo build --locked --release --package landfall-cli --bin landfall
+	@bash tests/bench/run.sh
+
+fuzz:
+	@tests/tools/setup.sh build
+	@tests/tools/fuzz.sh "$${FUZZ_SECONDS:-300}"

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# Installs what the build and the tests need on a fresh Debian or Ubuntu machine. Run it again at will: what is
+# there already is left alone.
+#
+#   setup.sh build    what `make demo` needs: a C compiler, a Rust toolchain, mkfs.ext4, qemu-img
+#   setup.sh          the above, and what `make test` needs: xfsprogs, faketime, Azurite (npm), moto (PyPI)
+#
+# System packages come through apt (as root, or by sudo). Everything else goes to target/peers in this repository.
+set -euo pipefail
+
+readonly AZURITE_VERSION=3.35.0 # the last that runs on Node 20
+readonly MOTO_VERSION=5.2.5
+readonly MOTO_OLDEST=5.1.0 # a moto_server that the machine has is used from this version on
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+peers=${LANDFALL_PEERS:-$root/target/peers}
+export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif have sudo; then
+        sudo "$@"
+    else
+        fail "root is needed for '$*' and there is no sudo: run it as root, then try again"
+    fi
+}
+
+packages=()
+# want COMMAND PACKAGE...: the command is needed; if it is absent, these packages bring it.
+want() {
+    local command=$1
+    shift
+    have "$command" || packages+=("$@")
+}
+
+install_packages() {
+    [ "${#packages[@]}" -gt 0 ] || return 0
+    have apt-get || fail "missing: ${packages[*]}; this machine has no apt-get: install them by its own means"
+    say "installing ${packages[*]}"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    packages=()
+}
+
+# A Rust toolchain of at least the version that Cargo.toml asks for.
+rust_toolchain() {
+    local need
+    need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+    if ! cargo --version >/dev/null 2>&1; then # absent, or rustup's stand-in without a toolchain behind it
+        if ! have rustup && have apt-cache && {
+            apt-cache show rustup >/dev/null 2>&1 || { as_root apt-get update -qq && apt-cache show rustup >/dev/null 2>&1; }
+        }; then
+            packages+=(rustup)
+            install_packages
+        fi
+        have rustup || fail "no cargo, and no package 'rustup' here (Debian 13 and Ubuntu 24.04 have it): install Rust $need or newer with rustup, then try again"
+        say "installing the stable Rust toolchain"
+        rustup default stable >/dev/null
+    fi
+    local found
+    found=$(cargo --version | cut -d' ' -f2)
+    at_least "$found" "$need" || fail "cargo $found is too old, $need is needed: run 'rustup update stable', then try again"
+}
+
+# at_least FOUND NEEDED: compares dotted versions.
+at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n1)" = "$2" ]; }
+
+azurite() {
+    local main=$peers/node/node_modules/azurite/dist/src/blob/main.js
+    [ -f "$main" ] && return 0
+    say "installing azurite $AZURITE_VERSION into ${peers#"$root"/}/node"
+    mkdir -p "$peers/node"
+    npm install --prefix "$peers/node" --no-save --no-audit --no-fund --loglevel=error "azurite@$AZURITE_VERSION" >/dev/null
+    [ -f "$main" ] || fail "npm installed azurite, but $main is not there"
+}
+
+# moto_ready PYTHON: whether this Python can run a moto server that is new enough.
+moto_ready() {
+    local found
+    found=$("$1" -c 'import flask, flask_cors, moto, moto.server, moto.s3.models; print(moto.__version__)' 2>/dev/null) &&
+        at_least "$found" "$MOTO_OLDEST"
+}
+
+# The harness starts target/peers/moto_server; which Python stands behind it is decided here.
+moto() {
+    local starter=$peers/moto_server python
+    [ -x "$starter" ] && "$starter" --help >/dev/null 2>&1 && return 0
+    mkdir -p "$peers"
+    if have python3 && moto_ready python3; then
+        python=$(python3 -c 'import sys; print(sys.executable)')
+    else
+        say "installing moto $MOTO_VERSION into ${peers#"$root"/}/venv"
+        python3 -m venv "$peers/venv"
+        python=$peers/venv/bin/python
+        "$python" -m pip install --quiet --disable-pip-version-check "moto[server,s3]==$MOTO_VERSION"
+        moto_ready "$python" || fail "pip installed moto, but it does not start"
+    fi
+    printf '#!/bin/sh\nexec "%s" -c "import sys; from moto.server import main; sys.argv[0] = '"'moto_server'"'; main()" "$@"\n' \
+        "$python" >"$starter"
+    chmod +x "$starter"
+}
+
+case ${1:-test} in
+build | test) ;;
+*) fail "unknown argument '$1': use 'build' or nothing" ;;
+esac
+
+want cc build-essential
+want mkfs.ext4 e2fsprogs
+want debugfs e2fsprogs
+want qemu-img qemu-utils
+want git git
+if [ "${1:-test}" = test ]; then
+    want mkfs.xfs xfsprogs
+    want faketime faketime
+    want unshare util-linux
+    want node nodejs npm
+    want npm npm
+    have python3 || packages+=(python3 python3-venv)
+    have python3 && ! moto_ready python3 && ! python3 -c 'import ensurepip, venv' 2>/dev/null && packages+=(python3-venv)
+fi
+install_packages
+rust_toolchain
+if [ "${1:-test}" = test ]; then
+    node_major=$(node --version | sed 's/^v\([0-9]*\).*/\1/')
+    [ "$node_major" -ge 18 ] || fail "node $(node --version) is too old for azurite $AZURITE_VERSION: 18 or newer is needed"
+    azurite
+    moto
+fi
+say "ready"
