@@ -41,16 +41,31 @@ impl Common {
         Ok(Arc::new(RecoveryKey::read(path, self.passphrase()?.as_ref())?))
     }
 
+    /// Says of a wrong key in which file it is.
+    pub(crate) fn of_recovery_key(&self, error: Error) -> Error {
+        match &self.recovery_key {
+            Some(path) if error.kind() == ErrorKind::Key => error.context(format!("recovery key {}", path.display())),
+            _ => error,
+        }
+    }
+
     /// The vault, opened with the site key.
     pub(crate) async fn site_vault(&self) -> Result<Vault> {
-        let site = SiteKey::read(self.site_key_path()?)?;
-        Vault::open_with_site_key(self.store()?, site).await
+        let path = self.site_key_path()?;
+        let site = SiteKey::read(path)?;
+        Vault::open_with_site_key(self.store()?, site).await.map_err(|error| match error.kind() {
+            ErrorKind::Key => error.context(format!("site key {}", path.display())),
+            _ => error,
+        })
     }
 
     /// The vault's metadata, with whichever key was given.
     pub(crate) async fn any_vault(&self) -> Result<Vault> {
         match (&self.site_key, &self.recovery_key) {
-            (None, Some(_)) => Vault::open_with_recovery_key(self.store()?, &*self.recovery()?).await,
+            (None, Some(_)) => {
+                let recovery = self.recovery()?;
+                Vault::open_with_recovery_key(self.store()?, &recovery).await.map_err(|e| self.of_recovery_key(e))
+            }
             (None, None) => {
                 let why = "a key is needed: pass --site-key FILE or --recovery-key FILE";
                 Err(Error::new(ErrorKind::Key, why))

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod context;
+mod interrupt;
 mod output;
 mod progress;
 

@@ -171,8 +171,10 @@ pub async fn replicate(
     let _lock = state.lock().await?;
     probe(vault, state).await?;
     let machine = vault.machine(&request.machine);
-    // Fails on what the operator can mend before anything is claimed or written.
-    open_disks(&request.disks, None, Seq::FIRST)?;
+    // Fails on what the operator can mend before anything is claimed or written; what a command makes cannot be there yet.
+    if request.consistency_command.is_none() {
+        open_disks(&request.disks, None, Seq::FIRST)?;
+    }
     let tenure = machine.take(&request.machine, state.gateway_id()?, now).await?;
     let renewal = Renewal::start(tenure.clone());
     let outcome = cycle(vault, state, request, progress, cancel, &tenure, start).await;
@@ -244,7 +246,7 @@ async fn cycle(
     let newest = Newest::open(vault, &request.machine).await?;
     let trusted = refuse_rollback(state, &newest).await?;
     let position = newest.next(tenure, vault);
-    let time = source_time(newest.meta(), request.accept_clock)?;
+    source_time(newest.meta(), request.accept_clock)?;
     let domain = vault.site().domain_id(&request.domain);
     let mut index =
         DedupIndex::open(&state.index_path(), vault, newest.machine.id(), &vault.epochs(domain).await?).await?;
@@ -262,6 +264,7 @@ async fn cycle(
 
     let quiesce = Quiesce::freeze(request.consistency_command.as_deref())?;
     let consistency = quiesce.consistency();
+    let time = source_time(newest.meta(), request.accept_clock)?;
     let disks = Arc::new(open_disks(&request.disks, newest.meta(), position.seq)?);
     let mut captured = Captured::run(&session, &uploader, &newest, &disks, &sealer, domain, cancel).await?;
     for disk in disks.iter() {

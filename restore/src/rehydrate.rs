@@ -8,8 +8,9 @@
 //! What cannot be had is reported with disk, range and point, and never replaced silently: the run fails, or, where the
 //! operator asks for what is left, writes everything else and fails at the end.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -124,7 +125,13 @@ pub async fn rehydrate(
     room(&view, &disks, specs, options).await?;
     let mut targets = Vec::with_capacity(disks.len());
     for (disk, spec) in disks.iter().zip(specs) {
-        targets.push(Arc::new(Target::create_or_open(&spec.path, options.format, disk.size, options.existing)?));
+        let target = Target::create_or_open(&spec.path, options.format, disk.size, options.existing);
+        targets.push(Arc::new(target.map_err(|e| match (Error::from(e), options.existing) {
+            (error, Existing::Refuse) if error.kind() == ErrorKind::Conflict => {
+                error.context("pass --existing compare to bring it up to date, or --existing overwrite")
+            }
+            (error, _) => error,
+        })?));
     }
     let domain = vault.site().domain_id(&view.meta().domain);
     let work = Arc::new(Work {
@@ -197,12 +204,17 @@ fn chosen(view: &MapView, specs: &[TargetSpec]) -> Result<Vec<DiskMeta>> {
 
 /// Finds out before anything is written whether new images have room: by size where that is enough, else by the data in the maps.
 async fn room(view: &MapView, disks: &[DiskMeta], specs: &[TargetSpec], options: Options) -> Result<()> {
+    // Several images on one file system share its room.
+    let mut taken: BTreeMap<u64, u64> = BTreeMap::new();
     for (disk, spec) in disks.iter().zip(specs) {
         if options.existing == Existing::Compare && spec.path.exists() {
             continue;
         }
-        let available = Target::available_bytes(&spec.path)?;
+        let folder = spec.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let taken = taken.entry(folder.metadata().map_or(0, |m| m.dev())).or_default();
+        let available = Target::available_bytes(&spec.path)?.saturating_sub(*taken);
         if available >= disk.size {
+            *taken += disk.size;
             continue;
         }
         let mut needed = if options.format == Format::Vhd { disk.size } else { 0 };
@@ -223,6 +235,7 @@ async fn room(view: &MapView, disks: &[DiskMeta], specs: &[TargetSpec], options:
             );
             return Err(Error::new(ErrorKind::NoSpace, why));
         }
+        *taken += needed;
     }
     Ok(())
 }
@@ -245,12 +258,7 @@ impl Work {
         for (number, disk) in self.disks.iter().enumerate() {
             self.progress.add_total(disk.size);
             let described = self.view.described_regions(disk);
-            // On a fresh image only what is described can be anything but zero; an existing disk is looked at everywhere.
-            let regions: Vec<u32> = if self.targets[number].is_fresh() {
-                described.iter().copied().collect()
-            } else {
-                (0..region_count(disk.size)?).collect()
-            };
+            let regions = self.regions(number, described)?;
             let counted: u64 = regions.iter().map(|r| u64::from(region_len(disk.size, *r))).sum();
             self.progress.add_done(disk.size - counted);
             self.clear_padding(number)?;
@@ -286,6 +294,19 @@ impl Work {
             }
         }
         Ok(damaged)
+    }
+
+    /// On a fresh image only what is described can be anything but zero; of an existing disk, also what has data on it.
+    fn regions(&self, number: usize, mut regions: BTreeSet<u32>) -> Result<Vec<u32>> {
+        let (target, size) = (&self.targets[number], self.disks[number].size);
+        if !target.is_fresh() {
+            region_count(size)?;
+            let number_of = |byte: u64| u32::try_from(byte / REGION_BYTES).unwrap_or(u32::MAX);
+            for data in target.data_extents(Extent { start: 0, len: size })?.iter().filter(|d| d.len > 0) {
+                regions.extend(number_of(data.start)..=number_of(data.end() - 1));
+            }
+        }
+        Ok(regions.into_iter().collect())
     }
 
     /// A container rounds the size of its disk up: what lies behind the disk's end reads as zero.

@@ -88,6 +88,7 @@ fn reference(id: landfall_model::ChunkId, raw_len: usize, codec: Codec, keys: &K
     ChunkRef { id, location: Location { source, offset: 0, stored_len: 0, raw_len, codec, epoch: keys.sealer.epoch() } }
 }
 
+#[expect(clippy::print_stdout, reason = "its output is its result")]
 fn main() -> Result<(), Failure> {
     let path = std::env::args_os().nth(1).ok_or("usage: bare-loop IMAGE")?;
     let image = File::open(path)?;

@@ -91,21 +91,27 @@ moto_ready() {
 
 # The harness starts target/peers/moto_server; which Python stands behind it is decided here.
 moto() {
-    local starter=$peers/moto_server python
-    [ -x "$starter" ] && "$starter" --help >/dev/null 2>&1 && return 0
+    local python=$peers/venv/bin/python
     mkdir -p "$peers"
     if have python3 && moto_ready python3; then
         python=$(python3 -c 'import sys; print(sys.executable)')
-    else
+    elif ! { [ -x "$python" ] && moto_ready "$python"; }; then
         say "installing moto $MOTO_VERSION into ${peers#"$root"/}/venv"
         python3 -m venv "$peers/venv"
-        python=$peers/venv/bin/python
         "$python" -m pip install --quiet --disable-pip-version-check "moto[server,s3]==$MOTO_VERSION"
         moto_ready "$python" || fail "pip installed moto, but it does not start"
     fi
-    printf '#!/bin/sh\nexec "%s" -c "import sys; from moto.server import main; sys.argv[0] = '"'moto_server'"'; main()" "$@"\n' \
-        "$python" >"$starter"
-    chmod +x "$starter"
+    printf '#!/bin/sh\nexec "%s" "%s/tests/tools/moto_server.py" "$@"\n' "$python" "$root" >"$peers/moto_server"
+    chmod +x "$peers/moto_server"
+}
+
+# The reader of the format in Python has packages of its own.
+reader() {
+    local python=$peers/reader/bin/python
+    [ -x "$python" ] && "$python" -c 'import blake3, zstandard, cryptography' 2>/dev/null && return 0
+    say "installing the Python reader's packages into ${peers#"$root"/}/reader"
+    python3 -m venv "$peers/reader"
+    "$python" -m pip install --quiet --disable-pip-version-check -r "$root/tests/reader/requirements.txt"
 }
 
 case ${1:-test} in
@@ -125,7 +131,7 @@ if [ "${1:-test}" = test ]; then
     want node nodejs npm
     want npm npm
     have python3 || packages+=(python3 python3-venv)
-    have python3 && ! moto_ready python3 && ! python3 -c 'import ensurepip, venv' 2>/dev/null && packages+=(python3-venv)
+    have python3 && ! python3 -c 'import ensurepip, venv' 2>/dev/null && packages+=(python3-venv)
 fi
 install_packages
 rust_toolchain
@@ -134,5 +140,6 @@ if [ "${1:-test}" = test ]; then
     [ "$node_major" -ge 18 ] || fail "node $(node --version) is too old for azurite $AZURITE_VERSION: 18 or newer is needed"
     azurite
     moto
+    reader
 fi
 say "ready"

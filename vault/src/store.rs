@@ -126,7 +126,7 @@ impl Store {
         let client = ClientOptions::new()
             .with_timeout(REQUEST_TIMEOUT)
             .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_allow_http(std::env::var("AWS_ALLOW_HTTP").is_ok() || std::env::var("AZURE_ALLOW_HTTP").is_ok());
+            .with_allow_http(is_set(if scheme == "az" { "AZURE_ALLOW_HTTP" } else { "AWS_ALLOW_HTTP" }));
         // One place retries: this module. A layer below would multiply the time that an operator waits.
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         let configured = |e: object_store::Error| usage(one_line(&e));
@@ -270,7 +270,7 @@ impl Store {
                 Ok(Put::Created)
             }
             Err(Failed::Exists) => Ok(Put::Exists),
-            Err(other) => Err(other.into_error()),
+            Err(other) => Err(other.into_error(&self.url)),
         }
     }
 
@@ -310,7 +310,7 @@ impl Store {
                 async move { store.put(&path, bytes.into()).await }
             })
             .await;
-        put.map_err(Failed::into_error)?;
+        put.map_err(|f| f.into_error(&self.url))?;
         self.traffic.sent.fetch_add(size, Ordering::Relaxed);
         Ok(())
     }
@@ -330,7 +330,7 @@ impl Store {
             }
             Ok(Err(why)) => Err(Error::corrupt(format!("{name}: {why}"))),
             Err(Failed::NotFound) => Ok(None),
-            Err(other) => Err(other.into_error()),
+            Err(other) => Err(other.into_error(&self.url)),
         }
     }
 
@@ -363,7 +363,7 @@ impl Store {
             })
             .await;
         let mut out = Vec::new();
-        for meta in listed.map_err(Failed::into_error)? {
+        for meta in listed.map_err(|f| f.into_error(&self.url))? {
             let Some(parts) = meta.location.prefix_match(&self.prefix) else { continue };
             let name = parts.map(|p| p.as_ref().to_owned()).collect::<Vec<_>>().join("/");
             out.push(Listed { name, size: meta.size });
@@ -384,7 +384,7 @@ impl Store {
                 async move { store.list_with_delimiter(Some(&path)).await }
             })
             .await;
-        let prefixes = listed.map_err(Failed::into_error)?.common_prefixes;
+        let prefixes = listed.map_err(|f| f.into_error(&self.url))?.common_prefixes;
         let mut out: Vec<String> = prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect();
         out.sort();
         Ok(out)
@@ -404,9 +404,14 @@ impl Store {
             .await;
         match deleted {
             Ok(()) | Err(Failed::NotFound) => Ok(()),
-            Err(other) => Err(other.into_error()),
+            Err(other) => Err(other.into_error(&self.url)),
         }
     }
+}
+
+/// Whether a variable says yes.
+fn is_set(variable: &str) -> bool {
+    std::env::var(variable).is_ok_and(|v| matches!(v.to_lowercase().as_str(), "1" | "true" | "yes" | "on"))
 }
 
 /// A large object into a local directory, in the words of `object_store`.
@@ -471,6 +476,8 @@ impl Failed {
             E::UnknownConfigurationKey { .. } => Self::Final(ErrorKind::Usage),
             E::NotSupported { .. } | E::NotImplemented { .. } => Self::Final(ErrorKind::Unsupported),
             E::JoinError { .. } => Self::Final(ErrorKind::Bug),
+            // A request that cannot even be made, for example to an http:// endpoint that was not allowed.
+            other if one_line(other).contains("builder error") => Self::Final(ErrorKind::Usage),
             other => match io_cause(other).map(crate::io_kind) {
                 Some(kind @ (ErrorKind::NoSpace | ErrorKind::Usage)) => Self::Final(kind),
                 _ => Self::Transient,
@@ -481,7 +488,9 @@ impl Failed {
     fn told(self, doing: &str, name: &str, url: &str, error: object_store::Error) -> Self {
         let (kind, advice) = match self {
             Self::Transient => (ErrorKind::Unavailable, "the store does not answer as it should; try again later"),
-            Self::Final(ErrorKind::Usage) => (ErrorKind::Usage, "the store denies it; check credentials and policy"),
+            Self::Final(ErrorKind::Usage) => {
+                (ErrorKind::Usage, "the store denies it; check endpoint, credentials and policy")
+            }
             Self::Final(ErrorKind::NoSpace) => (ErrorKind::NoSpace, "no space is left; make room and run again"),
             Self::Final(kind) => (kind, "the store cannot do this"),
             other => return other,
@@ -490,13 +499,19 @@ impl Failed {
         Self::Told(Error::with_source(kind, format!("cannot {doing} {object} in {url}: {advice}"), one_line(&error)))
     }
 
-    fn into_error(self) -> Error {
+    fn into_error(self, url: &str) -> Error {
         match self {
             Self::Told(error) => error,
-            Self::Exists => Error::new(ErrorKind::Conflict, "the object already exists"),
-            Self::NotFound => Error::new(ErrorKind::NotFound, "there is no such object, bucket or container"),
-            Self::Transient => Error::new(ErrorKind::Unavailable, "the store does not answer"),
-            Self::Final(kind) => Error::new(kind, "the store refused"),
+            Self::Exists => Error::new(ErrorKind::Conflict, format!("{url}: the object already exists")),
+            Self::NotFound => {
+                let why =
+                    format!("{url}: there is no such bucket or container; make it, or check the URL and the endpoint");
+                Error::new(ErrorKind::NotFound, why)
+            }
+            Self::Transient => {
+                Error::new(ErrorKind::Unavailable, format!("{url}: the store does not answer; try again later"))
+            }
+            Self::Final(kind) => Error::new(kind, format!("{url}: the store refused")),
         }
     }
 }

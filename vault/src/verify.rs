@@ -130,8 +130,8 @@ struct Check {
     stored: BTreeMap<SegmentId, u64>,
     /// What points and checkpoints refer to in each segment.
     references: BTreeMap<SegmentId, HashSet<u64>>,
-    /// Which points of which machine need a segment.
-    users: BTreeMap<SegmentId, BTreeMap<MachineName, (Seq, Seq)>>,
+    /// From which point on a machine may need a segment.
+    users: BTreeMap<SegmentId, BTreeMap<MachineName, Seq>>,
     /// Inline frames that maps refer to, by point.
     inline: BTreeMap<(MachineId, Timeline, Seq), HashSet<ChunkRef>>,
     /// Length of the inline frames of each point.
@@ -298,8 +298,8 @@ impl Check {
         for (id, size) in &record.body.segments {
             let seq = record.seq();
             let of_machine = self.users.entry(*id).or_default();
-            let range = of_machine.entry(record.meta().machine.clone()).or_insert((seq, seq));
-            *range = (range.0.min(seq), range.1.max(seq));
+            let first = of_machine.entry(record.meta().machine.clone()).or_insert(seq);
+            *first = (*first).min(seq);
             self.references.entry(*id).or_default();
             match self.stored.get(id) {
                 Some(stored) if stored == size => {}
@@ -423,8 +423,8 @@ impl Check {
             if let Some(Name::Segment(id)) = layout::parse(&finding.object)
                 && let Some(users) = self.users.get(&id)
             {
-                finding.affects =
-                    users.iter().map(|(m, (first, last))| format!("{m}: points {first} to {last}")).collect();
+                // What a point brought stays in the maps of those after it, until it is overwritten.
+                finding.affects = users.iter().map(|(m, first)| format!("{m}: point {first} and later ones")).collect();
             }
         }
         self.report

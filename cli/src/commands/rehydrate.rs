@@ -3,24 +3,26 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use landfall_keys::RecoveryKey;
 use landfall_model::{ErrorKind, Progress, Result};
 use landfall_restore::{Options, Outcome, TargetSpec, rehydrate};
 use landfall_vault::Vault;
 use serde_json::{Value, json};
 
 use crate::args::{Common, Rehydrate};
-use crate::{output, progress};
+use crate::{interrupt, output, progress};
 
 /// Rehydrates.
 pub(crate) async fn run(common: &Common, args: Rehydrate) -> Result<ExitCode> {
     let recovery = common.recovery()?;
-    let vault = Vault::open_with_recovery_key(common.store()?, &recovery).await?;
+    let vault = open(common, &recovery).await?;
     let specs: Vec<TargetSpec> =
         args.disk.iter().map(|d| TargetSpec { disk: d.name.clone(), path: d.path.clone() }).collect();
     let options = Options { format: args.format, existing: args.existing, salvage: args.salvage };
     let counters = Arc::new(Progress::default());
     let machine = &args.machine.machine;
     let work = rehydrate(&vault, recovery, machine, args.point.0, &specs, options, &counters);
+    let work = interrupt::or_interrupted(work, "no image has its final name that is not whole; run again to go on");
     let outcome = progress::shown(common, &format!("rehydrate {machine}"), "fetched", counters.clone(), work).await;
     let outcome = outcome.map_err(|e| e.context(format!("rehydrate {machine}")))?;
     output::document(common.json, &document(&outcome), || people(&outcome, &specs))?;
@@ -33,6 +35,17 @@ pub(crate) async fn run(common: &Common, args: Rehydrate) -> Result<ExitCode> {
     }
     let code = if outcome.damaged.is_empty() { 0 } else { ErrorKind::Corrupt.exit_code() };
     Ok(ExitCode::from(code))
+}
+
+/// Opens the vault with the recovery key alone; where its own copy of the site key is lost, with the one that is at hand.
+async fn open(common: &Common, recovery: &RecoveryKey) -> Result<Vault> {
+    match Vault::open_with_recovery_key(common.store()?, recovery).await {
+        Err(error) if error.kind() == ErrorKind::Corrupt && common.site_key.is_some() => {
+            tracing::warn!(%error, "going on with the site key that was given");
+            common.site_vault().await
+        }
+        opened => opened.map_err(|e| common.of_recovery_key(e)),
+    }
 }
 
 /// The stable document.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use landfall_gateway::{Cancel, DiskSpec, Outcome, Request, replicate};
+use landfall_gateway::{DiskSpec, Outcome, Request, replicate};
 use landfall_model::{Error, ErrorKind, Progress, Result};
 use serde_json::{Value, json};
 
 use crate::args::{Common, NamedPath, Replicate};
-use crate::{output, progress};
+use crate::{interrupt, output, progress};
 
 /// Takes a recovery point.
 pub(crate) async fn run(common: &Common, args: Replicate) -> Result<()> {
@@ -20,7 +20,7 @@ pub(crate) async fn run(common: &Common, args: Replicate) -> Result<()> {
     };
     let vault = common.site_vault().await?;
     let state = common.state(&vault)?;
-    let (cancel, twice) = on_interrupt();
+    let (cancel, twice) = interrupt::cancel();
     let counters = Arc::new(Progress::default());
     let work = replicate(&vault, &state, &request, &counters, &cancel);
     let what = format!("replicate {}", request.machine);
@@ -50,27 +50,6 @@ fn disks(named: &[NamedPath], excluded: &[landfall_model::DiskName]) -> Result<V
         }
     }
     Ok(disks)
-}
-
-/// Stops in order at Ctrl-C or SIGTERM; the future ends at the second of them.
-fn on_interrupt() -> (Cancel, impl Future<Output = ()>) {
-    let cancel = Cancel::default();
-    let asked = cancel.clone();
-    let twice = async move {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            return std::future::pending().await;
-        };
-        for _ in 0..2 {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            asked.cancel();
-        }
-    };
-    (cancel, twice)
 }
 
 /// The stable document.

@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use landfall_model::{ErrorKind, Progress, Result};
+use landfall_model::{Error, ErrorKind, Progress, Result};
 use landfall_vault::Vault;
 use landfall_vault::verify::{Report, verify};
 use serde_json::{Value, json};
 
 use crate::args::{Common, Verify};
-use crate::{output, progress};
+use crate::{interrupt, output, progress};
 
 /// Verifies; what is wrong is listed, and the exit code is 4.
 pub(crate) async fn run(common: &Common, args: Verify) -> Result<ExitCode> {
@@ -22,7 +22,13 @@ pub(crate) async fn run(common: &Common, args: Verify) -> Result<ExitCode> {
     let heads = state.heads()?;
     let counters = Arc::new(Progress::default());
     let work = verify(&vault, args.machine.as_ref(), recovery, &heads, &counters);
+    let work = interrupt::or_interrupted(work, "nothing was changed");
     let report = progress::shown(common, "verify", "fetched", counters.clone(), work).await?;
+    if let Some(machine) = args.machine.as_ref().filter(|_| report.points == 0 && report.findings.is_empty()) {
+        let why =
+            format!("machine {machine} has no recovery points in {}: see `landfall machines`", vault.store().url());
+        return Err(Error::new(ErrorKind::NotFound, why));
+    }
     if report.findings.is_empty() {
         // Replications may have gone on meanwhile: a head is never set back.
         let _lock = state.lock().await?;

@@ -1,0 +1,99 @@
+//! The format lives without us: a reader in another language, written from docs/FORMAT.md alone, restores every point of a vault
+//! with nothing but the vault and the recovery key.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use landfall_tests::landfall::Site;
+use landfall_tests::{disks, tools};
+
+/// Cycles after which a machine of small changes has a checkpoint.
+const CYCLES: u64 = 80;
+
+struct Reader {
+    python: PathBuf,
+    script: PathBuf,
+}
+
+impl Reader {
+    /// `None`, said loudly, where its Python packages are not installed.
+    fn find() -> Option<Self> {
+        let python = tools::peers_folder().join("reader/bin/python");
+        if !python.is_file() {
+            tools::missing("the Python packages of the reader (run tests/tools/setup.sh)");
+            return None;
+        }
+        Some(Self { python, script: tools::repository().join("tests/reader/landfall_reader.py") })
+    }
+
+    fn run(&self, site: &Site, arguments: &[&str]) -> String {
+        let mut command = Command::new(&self.python);
+        command.arg("-B").arg(&self.script).args(arguments);
+        command.arg("--vault").arg(site.vault_folder()).arg("--recovery-key").arg(site.recovery_key());
+        tools::succeed(&mut command)
+    }
+
+    fn assert_restores(&self, site: &Site, machine: &str, seq: u64, disk: &str, wanted: &Path) {
+        let out = site.disk(&format!("reader-{machine}-{seq}-{disk}.img"));
+        let (seq, path) = (seq.to_string(), out.display().to_string());
+        self.run(site, &["restore", "--machine", machine, "--seq", &seq, "--disk", disk, "--out", &path]);
+        disks::assert_same(&out, wanted);
+        std::fs::remove_file(out).expect("the restored disk");
+    }
+}
+
+#[test]
+fn a_reader_written_from_the_format_alone_restores_segments_inline_frames_and_sizes_that_change() {
+    let Some(reader) = Reader::find() else { return };
+    let site = Site::with_vault();
+    let (root, data) = (site.disk("root.img"), site.disk("data.img"));
+    disks::random(&root, 40 * 1024 * 1024, 1);
+    disks::write_at(&root, 8 * 1024 * 1024, &vec![0; 3 * 1024 * 1024]);
+    disks::write_at(&root, 20 * 1024 * 1024, &b"a line that compresses well\n".repeat(50_000));
+    disks::random(&data, 70_001, 2);
+    let mut kept = Vec::new();
+    for step in 0..4_u64 {
+        match step {
+            1 => disks::write_at(&root, 12_345_678, b"a small change that stands inline"),
+            2 => disks::resize(&data, 1000),
+            3 => disks::resize(&data, 150 * 1024 * 1024 + 77),
+            _ => {}
+        }
+        site.replicate("web", &[("root", &root), ("data", &data)]);
+        let copies = [site.disk(&format!("root-{step}")), site.disk(&format!("data-{step}"))];
+        disks::copy(&root, &copies[0]);
+        disks::copy(&data, &copies[1]);
+        kept.push(copies);
+    }
+    assert!(!site.files("vault/segments").is_empty(), "the first copy fills a segment");
+    let listed = reader.run(&site, &["list"]);
+    assert!(listed.contains("web"), "{listed}");
+    for (seq, [root, data]) in (1..).zip(&kept) {
+        reader.assert_restores(&site, "web", seq, "root", root);
+        reader.assert_restores(&site, "web", seq, "data", data);
+    }
+}
+
+#[test]
+fn a_reader_written_from_the_format_alone_uses_checkpoints() {
+    let Some(reader) = Reader::find() else { return };
+    let site = Site::with_vault();
+    let disk = site.disk("disk.img");
+    disks::random(&disk, 600_000, 3);
+    let mut kept = Vec::new();
+    for cycle in 0..CYCLES {
+        disks::write_at(&disk, cycle * 4096, &disks::seeded_bytes(cycle, 3000));
+        site.replicate("busy", &[("disk", &disk)]);
+        if cycle == CYCLES / 2 || cycle + 1 == CYCLES {
+            let copy = site.disk(&format!("kept-{cycle}"));
+            disks::copy(&disk, &copy);
+            kept.push((cycle + 1, copy));
+        }
+    }
+    let checkpoints =
+        site.files("vault/machines").iter().filter(|f| f.display().to_string().contains("/checkpoints/")).count();
+    assert!(checkpoints > 0, "{CYCLES} cycles make a checkpoint");
+    for (seq, copy) in kept {
+        reader.assert_restores(&site, "busy", seq, "disk", &copy);
+    }
+}
