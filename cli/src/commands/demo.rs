@@ -21,6 +21,8 @@ use crate::output::{self, seconds, size};
 
 /// Folders of this machine whose files go onto the disk, until it is filled well.
 const FILES_FROM: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/share", "/usr/lib"];
+/// What the logs take.
+const LOG_ROOM: u64 = 32 * 1024 * 1024;
 /// Changed between the two points: a log that grew, a file that went, new files.
 const NEW_FILES: usize = 40;
 
@@ -142,7 +144,10 @@ impl Report {
             "FSCK",
         ];
         let mut rows = vec![headings.map(String::from).to_vec()];
-        let ratio = |a: u64, b: u64| if b == 0 { "-".to_owned() } else { format!("{}.{:02}x", a / b, a % b * 100 / b) };
+        let ratio = |a: u64, b: u64| {
+            let hundredths = a.saturating_mul(100).checked_div(b);
+            hundredths.map_or_else(|| "-".to_owned(), |h| format!("{}.{:02}x", h / 100, h % 100))
+        };
         let word = |ok: bool, yes: &str, no: &str| if ok { yes.to_owned() } else { no.to_owned() };
         for turn in &self.turns {
             let (done, disk) = (&turn.replicated, &turn.replicated.disks[0]);
@@ -239,7 +244,8 @@ impl Story {
     /// An ext4 disk filled by `mkfs.ext4 -d`: no root and no mount is needed.
     fn make_disk(&self, image: &Path) -> Result<()> {
         let content = self.path("content");
-        let mut left = self.size_mib * 1024 * 1024 / 10 * 6;
+        // Room for the log that grows, and for what the file system itself takes.
+        let mut left = (self.size_mib * 1024 * 1024 / 10 * 6).saturating_sub(LOG_ROOM);
         for from in FILES_FROM {
             copy_files(Path::new(from), &content.join(from.trim_start_matches('/')), &mut left)?;
         }
