@@ -106,7 +106,8 @@ const IN_REHYDRATE: [&str; 2] = ["rehydrate.first-write", "rehydrate.before-fini
 
 #[test]
 fn no_crash_point_is_without_a_test() {
-    let tested: BTreeSet<&str> = [&IN_CREATE[..], &IN_CYCLE, &IN_CHECKPOINT, &IN_REHYDRATE].concat().into_iter().collect();
+    let tested: BTreeSet<&str> =
+        [&IN_CREATE[..], &IN_CYCLE, &IN_CHECKPOINT, &IN_REHYDRATE].concat().into_iter().collect();
     let listed: BTreeSet<&str> = CRASH_POINTS.iter().copied().collect();
     assert_eq!(tested, listed);
 }
@@ -216,7 +217,9 @@ fn killed_again_and_again_at_different_steps_a_cycle_gets_done() {
     let (site, disk, first) = with_much_that_is_new();
     let state = site.folder().join("state");
     let arguments = site.as_gateway(&strs(&Site::replicate_arguments("web", &[("root", &disk)], &[])));
-    for crash_point in ["epoch.stored", "segment.stored", "segment.stored", "point.before-commit", "point.before-commit"] {
+    for crash_point in
+        ["epoch.stored", "segment.stored", "segment.stored", "point.before-commit", "point.before-commit"]
+    {
         let ran = run_until(&site, &state, crash_point, &arguments);
         // What is stored is not stored again: a later run does not come by there any more.
         let killed = ran.signal() == Some(SIGKILL);
@@ -253,7 +256,8 @@ fn killed_before_its_checkpoint_a_cycle_is_a_point_and_the_next_one_writes_the_c
             ran.json();
         }
     }
-    let checkpoints = || site.files("vault/machines").into_iter().filter(|f| f.parent().unwrap().ends_with("checkpoints"));
+    let checkpoints =
+        || site.files("vault/machines").into_iter().filter(|f| f.parent().unwrap().ends_with("checkpoints"));
     assert_eq!(checkpoints().count(), 0);
     assert_eq!(site.point_count("wide"), 5);
     assert_no_point_refers_to_a_missing_object(&site);

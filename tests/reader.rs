@@ -1,6 +1,8 @@
 //! The format lives without us: a reader in another language, written from docs/FORMAT.md alone, restores every point of a vault
 //! with nothing but the vault and the recovery key.
 
+#![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -76,8 +76,8 @@ fn a_point_tells_what_is_needed_to_know_its_disks_again() {
 fn the_demo_tells_the_whole_story_and_proves_it() {
     let site = Site::new();
     let dir = site.folder().join("demo");
-    let told =
-        site.run(&strs(&["demo", "--json", "--size-mib", "128", "--dir", &dir.display().to_string()].map(String::from)));
+    let told = site
+        .run(&strs(&["demo", "--json", "--size-mib", "128", "--dir", &dir.display().to_string()].map(String::from)));
     let report = told.json();
     assert_eq!(report["proved"], true, "{report}");
     let points = report["points"].as_array().unwrap();

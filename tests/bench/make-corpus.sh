@@ -17,15 +17,21 @@ umnt() { sync; umount "$M"; }
 # random bytes that are the same in every run: rnd SEED MIB
 rnd() { head -c $(($2 * 1048576)) /dev/zero | openssl enc -aes-128-ctr -nosalt -pass "pass:$1" -pbkdf2 -iter 1 2>/dev/null; }
 # system files until the budget (KiB) is spent, in the order given
-copy_os() { local budget=$1; shift; mkdir -p "$M/usr"
-  for d in "$@"; do
-    [ -d "/usr/$d" ] || continue
-    while IFS= read -r -d '' f; do
-      local kib=$(( ($(stat -c %s "$f") + 1023) / 1024 )); [ "$kib" -gt $((budget / 4)) ] && continue
-      [ "$budget" -lt 2048 ] && return 0
-      printf '%s\0' "$f"; budget=$((budget - kib))
-    done < <(find "/usr/$d" -xdev -type f -size +0 ! -path '*/__pycache__/*' -print0 | sort -z)
-  done | tar -C / --null -T - -cf - 2>/dev/null | tar -C "$M" -xf -; }
+copy_os() { mkdir -p "$M/usr"; python3 - "$@" <<'PY' | tar -C / --null -T - -cf - 2>/dev/null | tar -C "$M" -xf -
+import os,sys
+budget=int(sys.argv[1])*1024
+for top in sys.argv[2:]:
+    for folder,folders,files in os.walk('/usr/'+top):
+        folders.sort()
+        for name in sorted(files):
+            path=os.path.join(folder,name)
+            if os.path.islink(path) or '/__pycache__/' in path or not os.path.isfile(path): continue
+            size=os.path.getsize(path)
+            if 0 < size <= budget//4:
+                budget-=size; sys.stdout.buffer.write(os.fsencode(path)+b'\0')
+        if budget < 1<<21: sys.exit()
+PY
+}
 # a table file of 8 KiB pages, compressible as rows are
 table() { python3 - "$1" "$2" <<'PY'
 import sys,random

@@ -81,7 +81,7 @@ class Restic:
     def restore(self, machine, target):
         folder = self.dir / "restored"
         shutil.rmtree(folder, ignore_errors=True)
-        figure = run(["restic", "restore", "-q", "latest", "--host", machine, "--target", str(folder), "--sparse"], self.env)
+        figure = run(["restic", "restore", "-q", "latest", "--host", machine, "--target", str(folder)], self.env)
         os.replace(folder / f"{machine}.img", target)
         return figure
 

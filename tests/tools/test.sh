@@ -11,7 +11,6 @@ export PATH="$PATH:/usr/sbin:/sbin"
 
 cargo build "${select[@]}" --all-targets
 cargo test "${select[@]}" --quiet --doc
-tests/tools/fuzz.sh 5
 # Last, so that its closing line is the last thing to be read.
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run "${select[@]}"
