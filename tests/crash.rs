@@ -465,7 +465,7 @@ fn killed_at_any_moment_of_a_first_copy_nothing_is_stored_twice_and_it_gets_done
     origin.start(&strs(&arguments(&origin))).finish().json();
     let whole = start.elapsed();
     story.tell(format!("undisturbed it takes {whole:?}"));
-    for _ in 0..4 {
+    for _ in 0..3 {
         let site = Site::with_vault();
         let state = site.folder().join("state");
         for _ in 0..3 {

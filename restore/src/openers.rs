@@ -51,7 +51,7 @@ impl Openers {
         while let Some((epoch, opened)) = opened.next().await {
             let opened = match opened {
                 Ok(opener) => Ok(Arc::new(opener)),
-                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Key) => {
+                Err(error) if error.kind() != ErrorKind::Unavailable && error.kind() != ErrorKind::Usage => {
                     Err(error.to_string())
                 }
                 Err(error) => return Err(error),

@@ -162,7 +162,8 @@ impl Machine {
     /// As for [`Self::line`].
     pub async fn line_of(&self, timeline: Timeline) -> Result<Vec<PointKey>> {
         let mut line = self.points_of(timeline).await?;
-        while let Some(first) = line.first().copied().filter(|p| p.seq > Seq::FIRST) {
+        // A later timeline was forked, so its first point says from where; one that is not what it should be hides what came before.
+        while let Some(first) = line.first().copied().filter(|p| p.seq > Seq::FIRST || p.timeline > Timeline::FIRST) {
             let parent = self.header(first).await?.position.parent_timeline;
             if parent >= first.timeline {
                 break;
@@ -195,7 +196,12 @@ impl Machine {
     async fn header(&self, key: PointKey) -> Result<Header> {
         let name = layout::point(self.id, key.timeline, key.seq);
         let bytes = self.head_bytes(&name, key.size).await?;
-        Ok(record::check_signature(self.vault.signers(), &bytes).map_err(|e| e.context(&name))?.0)
+        let (header, _) = record::check_signature(self.vault.signers(), &bytes).map_err(|e| e.context(&name))?;
+        let at = header.position;
+        if at.machine != self.id || (at.timeline, at.seq) != (key.timeline, key.seq) {
+            return Err(Error::corrupt(format!("{name}: it is another object, put in this place")));
+        }
+        Ok(header)
     }
 
     async fn read(&self, kind: Kind, name: &str, key: PointKey) -> Result<Point> {

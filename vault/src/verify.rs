@@ -218,10 +218,10 @@ impl Check {
             let read = machine.generation(*generation).await;
             self.note(&layout::generation(machine.id(), *generation), read)?;
         }
-        if let Some(newest) = generations.last() {
-            let name = layout::lease(machine.id(), *newest);
-            let read = machine.lease(*newest).await;
-            if self.note(&name, read)? == Some(None) {
+        for generation in &generations {
+            let name = layout::lease(machine.id(), *generation);
+            let read = machine.lease(*generation).await;
+            if self.note(&name, read)? == Some(None) && generations.last() == Some(generation) {
                 self.found(name, "it is missing (a lease is advice: no data is lost)");
             }
         }
