@@ -11,8 +11,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use landfall_tests::disks;
 use landfall_tests::landfall::{Disk, Site, exit, number};
+use landfall_tests::{disks, need, tools};
 use rustix::fs::{FallocateFlags, fallocate};
 use support::{Dice, KIB, MIB, REGION, Story, read_at, replicate_in};
 
@@ -363,6 +363,32 @@ fn whatever_happens_to_its_disks_every_point_is_its_moment() {
 #[test]
 fn whatever_happens_to_two_machines_every_point_is_its_moment() {
     sequences(201);
+}
+
+#[test]
+fn an_image_in_a_container_goes_from_any_point_to_any_other() {
+    let _judge = need!(tools::need("qemu-img"));
+    for seed in [400, 401] {
+        let mut world = World::new(seed);
+        (0..6).for_each(|_| world.cycle());
+        for format in ["qcow2", "vhd"] {
+            let image = world.site.disk(&format!("wanderer.{format}"));
+            for _ in 0..7 {
+                let moment = &world.moments[world.dice.below(world.moments.len())];
+                let protected: Vec<(&str, &PathBuf)> =
+                    moment.disks.iter().filter_map(|(name, kept)| Some((*name, kept.as_ref()?))).collect();
+                let (name, kept) = *world.dice.pick(&protected);
+                let seq = moment.seq.to_string();
+                world.story.tell(format!("{format}: compare with {}/{name} at point {seq}", moment.machine));
+                let more = ["--point", &seq, "--existing", "compare", "--format", format];
+                world.site.try_rehydrate(&moment.machine, &[(name, &image)], &more).json();
+                let called = if format == "vhd" { "vpc" } else { format };
+                disks::assert_image_whole(&image, called);
+                disks::assert_image_holds(&image, called, kept);
+                assert!(!mark_of(&image).exists(), "the image is whole, and its mark is still there");
+            }
+        }
+    }
 }
 
 /// The objects that hold data or the keys to it.

@@ -18,6 +18,10 @@ pub(crate) async fn run(common: &Common, args: Verify) -> Result<ExitCode> {
         Some(recovery) if common.site_key.is_none() => Vault::open_with_recovery_key(common.store()?, recovery).await?,
         _ => common.any_vault().await?,
     };
+    if recovery.as_ref().is_some_and(|key| key.root_public() != vault.site().root_public()) {
+        let why = format!("it is not the recovery key of vault {}", vault.config().vault_id);
+        return Err(common.of_recovery_key(Error::new(ErrorKind::Key, why)));
+    }
     let state = common.state(&vault)?;
     let heads = state.heads()?;
     let counters = Arc::new(Progress::default());
