@@ -474,6 +474,22 @@ fn a_disk_that_was_cut_and_grew_again_has_zeroes_where_it_grew() {
     site.assert_sound();
 }
 
+#[test]
+fn a_disk_without_a_byte_is_refused_or_comes_back() {
+    let site = Site::with_vault();
+    let (disk, empty, back) = (site.disk("disk.img"), site.disk("empty.img"), site.disk("back"));
+    disks::random(&disk, 10_000, 1);
+    disks::sparse(&empty, 0);
+    let ran = site.try_replicate("web", &[("root", &disk), ("empty", &empty)], &[]);
+    if ran.code() == Some(exit::DONE) {
+        // What a point was taken of comes back.
+        site.rehydrate("web", "latest", &[("empty", &back)]);
+        disks::assert_same(&empty, &back);
+    } else {
+        ran.assert_refused(exit::USAGE, &["empty.img"]);
+    }
+}
+
 /// A machine of one small disk, taken often; every moment is kept in memory.
 struct Small<'a> {
     site: &'a Site,
