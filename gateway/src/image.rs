@@ -27,7 +27,7 @@ pub(crate) struct OpenDisk {
 /// Opens the disks of a machine.
 ///
 /// # Errors
-/// `Usage` where a disk is named twice or none is protected, `NotFound` where a path leads nowhere.
+/// `Usage` where a disk is named twice or has no bytes or none is protected, `NotFound` where a path leads nowhere.
 pub(crate) fn open_disks(specs: &[DiskSpec], before: Option<&PointMeta>, seq: Seq) -> Result<Vec<OpenDisk>> {
     let mut names = BTreeSet::new();
     if let Some(twice) = specs.iter().find(|d| !names.insert(&d.name)) {
@@ -46,6 +46,11 @@ pub(crate) fn open_disks(specs: &[DiskSpec], before: Option<&PointMeta>, seq: Se
             .map(RawReader::open)
             .transpose()
             .map_err(|e| Error::from(e).context(format!("disk {}", spec.name)))?;
+        // No disk has no bytes: a device whose medium is out, a file cut off. A point of it would hide the loss.
+        if let (Some(path), false, Some(0)) = (&spec.path, spec.excluded, reader.as_ref().map(RawReader::size)) {
+            let why = format!("{}: it has no bytes (medium gone, file cut off?); no point was taken", path.display());
+            return Err(Error::new(ErrorKind::Usage, why).context(format!("disk {}", spec.name)));
+        }
         let meta = DiskMeta {
             name: spec.name.clone(),
             size: reader.as_ref().map(RawReader::size).or(known.map(|d| d.size)).unwrap_or(0),
