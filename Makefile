@@ -32,4 +32,4 @@ bench: setup
 
 fuzz:
 	@tests/tools/setup.sh build
-	@tests/tools/fuzz.sh "$${FUZZ_SECONDS:-300}"
+	LANDFALL_FUZZ_SECONDS="$${FUZZ_SECONDS:-300}" cargo test --locked --package landfall-tests --test fuzz_short -- libfuzzer --nocapture

@@ -179,6 +179,21 @@ fn a_url_of_no_known_store_is_a_usage_error() {
     }
 }
 
+#[test]
+fn an_endpoint_without_tls_is_refused_unless_it_is_allowed() {
+    let mut site = Site::new();
+    for (name, value) in [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_REGION", "eu-west-1")] {
+        site.set_env(name, value);
+    }
+    // Nobody listens there: the error is of the address, not of the answer.
+    site.set_env("AWS_ENDPOINT", "http://127.0.0.1:9");
+    let (recovery, key) = (site.recovery_key(), site.site_key());
+    let create = ["vault", "create", "--vault", "s3://bucket/dr", "--json", "--quiet"];
+    let ran = site.run(&[&create[..], &["--recovery-key", plain(&recovery), "--site-key", plain(&key)]].concat());
+    ran.assert_refused(exit::USAGE, &["http://127.0.0.1:9", "AWS_ALLOW_HTTP"]);
+    assert!(!recovery.exists() && !key.exists(), "no keys for a vault that was not made");
+}
+
 // Sources.
 
 #[test]
@@ -319,11 +334,13 @@ fn a_target_in_a_folder_that_is_not_there_is_named() {
 }
 
 /// Rehydrates into a file system that is too small; gives the run and whether anything was left in it.
-fn rehydrate_without_space(site: &Site, disk: &str, bytes: u64) -> Option<(Ran, bool)> {
+fn rehydrate_without_space(site: &Site, names: &[&str], bytes: u64) -> Option<(Ran, bool)> {
     let (small, list) = (site.folder().join("small"), site.folder().join("list"));
     fs::create_dir_all(&small).unwrap();
-    let named = format!("{disk}={}", small.join("back.img").display());
-    let arguments = site.as_customer(&["rehydrate", "--machine", "web", "--disk", &named]);
+    let mut arguments = site.as_customer(&["rehydrate", "--machine", "web"]);
+    for name in names {
+        arguments.extend(["--disk".to_owned(), format!("{name}={}", small.join(format!("{name}-back.img")).display())]);
+    }
     // What the small file system holds is seen only from inside.
     let mut inner = Command::new("sh");
     inner.args(["-c", "\"$@\"; code=$?; ls -A \"$SMALL\" >\"$LIST\"; exit $code", "sh"]);
@@ -340,10 +357,27 @@ fn rehydrate_without_space(site: &Site, disk: &str, bytes: u64) -> Option<(Ran, 
 #[test]
 fn a_target_without_space_is_found_before_anything_is_written() {
     let (site, disk) = with_one_point();
-    let (ran, left) = need!(rehydrate_without_space(&site, "root", MIB));
-    ran.assert_refused(exit::NO_SPACE, &["back.img"]);
+    let (ran, left) = need!(rehydrate_without_space(&site, &["root"], MIB));
+    ran.assert_refused(exit::NO_SPACE, &["root-back.img"]);
     assert!(!left, "nothing was written");
     site.assert_disk_is("web", "latest", "root", &disk);
+}
+
+#[test]
+fn several_images_on_one_file_system_share_its_room() {
+    let site = Site::with_vault();
+    let (root, data) = (site.disk("root.img"), site.disk("data.img"));
+    disks::random(&root, 5 * MIB, 1);
+    disks::random(&data, 5 * MIB, 2);
+    site.replicate("web", &[("root", &root), ("data", &data)]);
+    // Each of them fits, both do not.
+    let (ran, left) = need!(rehydrate_without_space(&site, &["root", "data"], 8 * MIB));
+    ran.assert_refused(exit::NO_SPACE, &["back.img"]);
+    assert!(!left, "nothing was written");
+    for name in ["root", "data"] {
+        let (ran, _) = need!(rehydrate_without_space(&site, &[name], 8 * MIB));
+        ran.json();
+    }
 }
 
 #[test]
@@ -353,7 +387,7 @@ fn a_sparse_disk_fits_where_its_data_fits() {
     assert!(disks::sparse(&disk, 512 * MIB));
     disks::write_at(&disk, 100 * MIB, &disks::seeded_bytes(1, 1_000_000));
     site.replicate("web", &[("thin", &disk)]);
-    let (ran, _) = need!(rehydrate_without_space(&site, "thin", 8 * MIB));
+    let (ran, _) = need!(rehydrate_without_space(&site, &["thin"], 8 * MIB));
     ran.json();
 }
 

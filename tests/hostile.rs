@@ -15,7 +15,7 @@ use landfall_tests::landfall::{Site, binary, exit, number, strs};
 use landfall_tests::{disks, tools};
 use landfall_vault::layout::{self, Name};
 use small::Small;
-use support::{Dice, KIB, REGION, Story, copy_tree, replicate_in, try_replicate_in};
+use support::{Dice, KIB, MIB, REGION, Story, copy_tree, replicate_in, try_replicate_in, walk};
 
 #[test]
 fn a_flipped_byte_in_any_object_is_found_and_no_disk_comes_back_wrong() {
@@ -541,6 +541,41 @@ fn a_checkpoint_that_is_damaged_or_gone_loses_no_point() {
     let codes = small.outcomes("the checkpoint is damaged");
     assert!(codes.values().all(|code| *code == exit::DONE), "points are lost with a checkpoint: {codes:?}");
 }
+
+#[test]
+fn damage_while_a_disk_is_changed_in_place_leaves_it_marked() {
+    let small = Small::full();
+    // All of the first point is in one segment: the damage is met when half of the disk is written.
+    let vault = &small.past[0];
+    let segments = walk(&vault.join(layout::SEGMENTS));
+    assert_eq!(segments.len(), 1, "{segments:?}");
+    let segment = segments[0].strip_prefix(vault).unwrap().to_str().unwrap();
+    let right = small.read(segment);
+    let mut wrong = right.clone();
+    wrong[right.len() / 2] ^= 1;
+    small.write(segment, &wrong);
+
+    let moment = &small.moments[0];
+    let (image, mark) = (small.site.disk("image"), small.site.disk("image.landfall-incomplete"));
+    let (seq, kept) = (moment.seq.to_string(), &moment.disks[0].1);
+    disks::random(&image, 3 * MIB, 99);
+    let more = ["--point", &seq, "--existing", "compare"];
+    let ran = small.site.try_rehydrate(moment.machine, &[("root", &image)], &more);
+    assert_eq!(ran.code(), Some(exit::CORRUPT), "{}", ran.story());
+    assert!(mark.exists(), "nothing says that the disk is neither old nor new\n{}", ran.story());
+    // With what is left it is still not whole: the damaged range is what it was before.
+    let ran = small.site.try_rehydrate(moment.machine, &[("root", &image)], &[&more[..], &["--salvage"]].concat());
+    assert_eq!(ran.code(), Some(exit::CORRUPT), "{}", ran.story());
+    assert!(disks::first_difference(kept, &image, 0..disks::size(kept)).is_some());
+    assert!(mark.exists(), "salvaged in place, with a range of something else, and nothing says so\n{}", ran.story());
+
+    small.write(segment, &right);
+    small.site.try_rehydrate(moment.machine, &[("root", &image)], &more).json();
+    assert!(!mark.exists(), "the disk is the point again, and is still marked");
+    disks::assert_same(kept, &image);
+}
+
+// Keys.
 
 #[test]
 fn verify_with_the_recovery_key_of_another_vault_says_wrong_key_and_not_damage() {

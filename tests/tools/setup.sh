@@ -2,8 +2,8 @@
 # Installs what the build and the tests need on a fresh Debian or Ubuntu machine. Run it again at will: what is
 # there already is left alone.
 #
-#   setup.sh build    what `make demo` needs: a C compiler, a Rust toolchain, mkfs.ext4, qemu-img
-#   setup.sh          the above, and what `make test` needs: xfsprogs, faketime, Azurite (npm), moto (PyPI)
+#   setup.sh build    what `make demo` needs: a C compiler, a Rust toolchain, mkfs.ext4, debugfs
+#   setup.sh          the above, and what `make test` needs: qemu-img, xfsprogs, faketime, Azurite (npm), moto (PyPI)
 #
 # System packages come through apt (as root, or by sudo). Everything else goes to target/peers in this repository.
 set -euo pipefail
@@ -122,9 +122,9 @@ esac
 want cc build-essential
 want mkfs.ext4 e2fsprogs
 want debugfs e2fsprogs
-want qemu-img qemu-utils
 want git git
 if [ "${1:-test}" = test ]; then
+    want qemu-img qemu-utils
     want mkfs.xfs xfsprogs
     want faketime faketime
     want unshare util-linux

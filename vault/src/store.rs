@@ -486,7 +486,12 @@ impl Failed {
     }
 
     fn told(self, doing: &str, name: &str, url: &str, error: object_store::Error) -> Self {
+        let cause = one_line(&error);
         let (kind, advice) = match self {
+            Self::Final(ErrorKind::Usage) if cause.contains("URL scheme is not allowed") => (
+                ErrorKind::Usage,
+                "an http:// endpoint is not protected by TLS; use https://, or set AWS_ALLOW_HTTP or AZURE_ALLOW_HTTP to allow it",
+            ),
             Self::Transient => (ErrorKind::Unavailable, "the store does not answer as it should; try again later"),
             Self::Final(ErrorKind::Usage) => {
                 (ErrorKind::Usage, "the store denies it; check endpoint, credentials and policy")
@@ -496,7 +501,7 @@ impl Failed {
             other => return other,
         };
         let object = if name.is_empty() { "objects" } else { name };
-        Self::Told(Error::with_source(kind, format!("cannot {doing} {object} in {url}: {advice}"), one_line(&error)))
+        Self::Told(Error::with_source(kind, format!("cannot {doing} {object} in {url}: {advice}"), cause))
     }
 
     fn into_error(self, url: &str) -> Error {
