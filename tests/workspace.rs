@@ -15,10 +15,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("landfall-model", &[]),
     ("landfall-keys", &["landfall-model"]),
     ("landfall-disk", &["landfall-model"]),
+    ("landfall-settings", &["landfall-model"]),
     ("landfall-wire", &["landfall-model"]),
-    ("landfall-agent", &["landfall-model", "landfall-wire"]),
+    ("landfall-agent", &["landfall-model", "landfall-disk", "landfall-settings", "landfall-wire"]),
     ("landfall-vault", &["landfall-model", "landfall-keys"]),
-    ("landfall-gateway", &["landfall-model", "landfall-keys", "landfall-disk", "landfall-vault", "landfall-wire"]),
+    (
+        "landfall-gateway",
+        &["landfall-model", "landfall-keys", "landfall-disk", "landfall-settings", "landfall-vault", "landfall-wire"],
+    ),
     ("landfall-restore", &["landfall-model", "landfall-keys", "landfall-disk", "landfall-vault"]),
 ];
 /// May see everything: the command and the tests.

@@ -72,6 +72,14 @@ pub(crate) enum Command {
     /// Work with the recovery key.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Run the gateway: agents ship their changes to it, and it makes them recovery points.
+    #[command(subcommand)]
+    Gateway(GatewayCommand),
+    /// Run the agent on a protected host.
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// How the gateway on this host and its machines are.
+    Status(GatewayFile),
     /// The whole story on this machine, with nothing but e2fsprogs: protect a disk, lose it, bring it back.
     Demo(Demo),
 }
@@ -107,6 +115,80 @@ pub(crate) enum KeysCommand {
         /// Files with one share a line; without any, stdin.
         files: Vec<PathBuf>,
     },
+}
+
+/// A gateway's configuration file.
+#[derive(Args, Debug)]
+pub(crate) struct GatewayFile {
+    /// The gateway's configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/landfall/gateway.toml", env = "LANDFALL_GATEWAY_CONFIG")]
+    pub(crate) config: PathBuf,
+}
+
+/// An agent's configuration file.
+#[derive(Args, Debug)]
+pub(crate) struct AgentFile {
+    /// The agent's configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/landfall/agent.toml", env = "LANDFALL_AGENT_CONFIG")]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum GatewayCommand {
+    /// Serve agents until it is told to stop.
+    #[command(after_help = "Example:\n  landfall gateway run --config /etc/landfall/gateway.toml")]
+    Run(GatewayFile),
+    /// Make a token with which one machine can enrol, once.
+    #[command(after_help = "Example:\n  landfall gateway token --machine web-01 --valid 1h")]
+    Token {
+        #[command(flatten)]
+        file: GatewayFile,
+        #[command(flatten)]
+        machine: Machine,
+        /// How long it can be used, for example 30min or 24h.
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = landfall_settings::duration)]
+        valid: std::time::Duration,
+    },
+    /// Revoke the certificates of a machine: its links end, and it must enrol again.
+    Revoke {
+        #[command(flatten)]
+        file: GatewayFile,
+        #[command(flatten)]
+        machine: Machine,
+    },
+    /// Say whether a configuration file is right, without doing anything.
+    CheckConfig(GatewayFile),
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum AgentCommand {
+    /// Get a certificate for this machine with a token of a gateway.
+    #[command(
+        after_help = "Example:\n  landfall agent enroll --gateway gw-1.site:7443 --token LFT1-... --config /etc/landfall/agent.toml"
+    )]
+    Enroll {
+        #[command(flatten)]
+        file: AgentFile,
+        /// The gateway: HOST:PORT.
+        #[arg(long, value_name = "HOST:PORT")]
+        gateway: String,
+        /// The token, or `-` to read it from stdin, where no other user sees it.
+        #[arg(long, value_name = "TOKEN")]
+        token: String,
+    },
+    /// Ship changes to a gateway until it is told to stop.
+    #[command(after_help = "Example:\n  landfall agent run --config /etc/landfall/agent.toml")]
+    Run {
+        #[command(flatten)]
+        file: AgentFile,
+        /// Ship one cycle, and end when a gateway has it.
+        #[arg(long)]
+        once: bool,
+    },
+    /// What the agent did last.
+    Status(AgentFile),
+    /// Say whether a configuration file is right, without doing anything.
+    CheckConfig(AgentFile),
 }
 
 #[derive(Args, Debug)]

@@ -27,6 +27,11 @@ pub(crate) fn cancel() -> (Cancel, impl Future<Output = ()>) {
     (cancel, signals(2, move || asked.cancel()))
 }
 
+/// Ends at the first signal.
+pub(crate) async fn first() {
+    signals(1, || ()).await;
+}
+
 /// Runs work that a crash cannot hurt until the first signal.
 ///
 /// # Errors

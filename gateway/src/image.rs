@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use landfall_disk::RawReader;
 use landfall_model::{Consistency, DiskMeta, DiskName, Error, ErrorKind, PointMeta, Result, Seq};
@@ -21,7 +22,7 @@ pub struct DiskSpec {
 /// A disk that was opened, or that is excluded.
 pub(crate) struct OpenDisk {
     pub(crate) meta: DiskMeta,
-    pub(crate) reader: Option<RawReader>,
+    pub(crate) reader: Option<Arc<RawReader>>,
 }
 
 /// Opens the disks of a machine.
@@ -62,7 +63,7 @@ pub(crate) fn open_disks(specs: &[DiskSpec], before: Option<&PointMeta>, seq: Se
             // A disk that was not there, or not protected, begins anew: what was known of it is of another time.
             base_seq: known.filter(|d| !d.excluded && !spec.excluded).map_or(seq, |d| d.base_seq),
         };
-        disks.push(OpenDisk { meta, reader: reader.filter(|_| !spec.excluded) });
+        disks.push(OpenDisk { meta, reader: reader.filter(|_| !spec.excluded).map(Arc::new) });
     }
     Ok(disks)
 }

@@ -1,10 +1,10 @@
 //! What the vault has, what this cycle is storing, and what is new: asked by every worker, told by the uploader.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use landfall_model::{ChunkId, Error, Location, Result, SegmentId};
+use landfall_model::{ChunkId, ChunkRef, Error, Location, MachineId, Result, SegmentId, Seq, Timeline};
 use landfall_vault::DedupIndex;
 use landfall_vault::segment::Segment;
 
@@ -19,17 +19,18 @@ pub(crate) enum Claim {
     New,
 }
 
-/// The dedup index, and the chunks that are on their way into it.
+/// The dedup index of the vault, and the chunks of one cycle that are on their way into it.
 pub(crate) struct Ledger {
-    index: RwLock<DedupIndex>,
+    index: Arc<RwLock<DedupIndex>>,
+    machine: MachineId,
     pending: Mutex<HashSet<ChunkId>>,
     /// Raised whenever chunks move from pending into the index.
     moves: AtomicU64,
 }
 
 impl Ledger {
-    pub(crate) fn new(index: DedupIndex) -> Self {
-        Self { index: RwLock::new(index), pending: Mutex::default(), moves: AtomicU64::new(0) }
+    pub(crate) fn new(index: Arc<RwLock<DedupIndex>>, machine: MachineId) -> Self {
+        Self { index, machine, pending: Mutex::default(), moves: AtomicU64::new(0) }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, DedupIndex> {
@@ -65,7 +66,7 @@ impl Ledger {
 
     /// Where a chunk is, once its object is stored.
     pub(crate) fn find(&self, id: ChunkId) -> Result<Option<Location>> {
-        self.read().find(id)
+        self.read().find(self.machine, id)
     }
 
     /// A segment is stored: its chunks have places now.
@@ -81,7 +82,7 @@ impl Ledger {
 
     /// Whether what a map says of a chunk can still be restored.
     pub(crate) fn is_stored(&self, location: &Location) -> bool {
-        self.read().is_stored(location)
+        self.read().is_stored(self.machine, location)
     }
 
     /// Size of a stored segment.
@@ -92,8 +93,16 @@ impl Ledger {
         })
     }
 
-    /// The segments in the store.
-    pub(crate) fn stored_segments(&self) -> BTreeSet<SegmentId> {
-        self.read().stored_segments()
+    /// Whether a segment can be referred to.
+    pub(crate) fn has_segment(&self, id: SegmentId) -> bool {
+        self.read().segment_size(id).is_some()
+    }
+
+    /// A point of the machine is committed, with these chunks inline.
+    pub(crate) fn add_point(&self, timeline: Timeline, seq: Seq, chunks: &[ChunkRef]) -> Result<()> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        self.write().add_point(self.machine, timeline, seq, chunks)
     }
 }

@@ -1,51 +1,104 @@
 //! The gateway: capture. From the disks of a machine to a recovery point in the vault.
 //!
 //! ```text
-//!  disk --read--> region.rs: compare with the map, cut, name --new--> seal.rs: compress, seal, pack
-//!                     | changes                                             | full segments
-//!                     v                                                     v
-//!                 maps.rs: pages, when every chunk has a place  <---  upload.rs: to the store, into the ledger
-//!                     |
-//!                     v
-//!                 capture.rs: the point: one put-if-absent is the commit
+//!  source.rs --parts--> region.rs: compare with the map, cut, name --new--> seal.rs: compress, seal, pack
+//!                           | changes                                             | full segments
+//!                           v                                                     v
+//!                       maps.rs: pages, when every chunk has a place  <---  upload.rs: to the store, into the ledger
+//!                           |
+//!                           v
+//!                       point.rs: the signed record; its put-if-absent is the commit
 //! ```
 //! Every queue between the stages is bounded by a named constant. Nothing in this crate can open content: it has a
 //! `ContentSealer` and the site key, and what was sealed is out of its reach.
 
-mod capture;
+mod cancel;
+mod config;
 mod cut;
 mod image;
+mod intake;
 mod ledger;
 mod maps;
+mod metrics;
+mod newest;
+mod owner;
+mod pipeline;
+mod point;
+mod rate;
 mod region;
+mod registry;
+mod renewal;
+mod replicate;
 mod seal;
+mod service;
+mod source;
+mod spool;
 mod state;
+mod status;
 mod tail;
 mod upload;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 
 use landfall_keys::{Fingerprinter, PageSealer};
-use landfall_model::{Progress, VaultId};
-use landfall_vault::Vault;
+use landfall_model::{DomainId, MachineId, Progress, VaultId};
+use landfall_vault::{DedupIndex, Vault};
 
-pub use capture::{Cancel, DiskOutcome, Outcome, Request, replicate};
+pub use cancel::Cancel;
+pub use config::GatewayConfig;
 pub use image::DiskSpec;
+pub use registry::Registry;
+pub use replicate::{DiskOutcome, Outcome, Request, replicate};
+pub use service::{Gateway, Options};
 pub use state::{Lock, State};
+pub use status::{Health, MachineStatus, Status};
+
+/// Zstandard level of chunks where the CPU is what holds the pipeline back.
+const LEVEL: i32 = 1;
 
 /// What all stages of a cycle share.
 struct Session {
     vault: Vault,
     ledger: ledger::Ledger,
+    domain: DomainId,
     progress: Arc<Progress>,
+    workers: Arc<pipeline::Workers>,
     /// Zstandard level of chunks.
     level: i32,
     pages: Fingerprinter,
     page_sealer: PageSealer,
+    /// Bytes in chunks that the vault did not have.
+    new_bytes: AtomicU64,
 }
 
 impl Session {
+    fn new(
+        vault: &Vault,
+        index: Arc<RwLock<DedupIndex>>,
+        machine: MachineId,
+        domain: DomainId,
+        progress: Arc<Progress>,
+        workers: Arc<pipeline::Workers>,
+    ) -> Self {
+        Self {
+            vault: vault.clone(),
+            ledger: ledger::Ledger::new(index, machine),
+            domain,
+            progress,
+            workers,
+            level: LEVEL,
+            pages: vault.site().page_fingerprinter(),
+            page_sealer: vault.site().index_sealer(),
+            new_bytes: AtomicU64::new(0),
+        }
+    }
+
     fn vault_id(&self) -> VaultId {
         self.vault.config().vault_id
+    }
+
+    fn new_bytes(&self) -> u64 {
+        self.new_bytes.load(Ordering::Relaxed)
     }
 }

@@ -24,9 +24,27 @@ const PAGE_LEVEL: i32 = 3;
 /// Chunks that will stand inline in the point that is being made.
 pub(crate) type Inline = HashMap<ChunkId, Location>;
 
+/// A region of which some parts have been captured.
+#[derive(Default)]
+struct Partial {
+    got: u32,
+    /// How many there are: known from the last of them.
+    of: Option<u32>,
+    changes: Vec<Change>,
+}
+
+/// A region whose parts have all been captured.
+struct Whole {
+    disk: usize,
+    region: u32,
+    changes: Vec<Change>,
+}
+
 /// The pages of one record under construction.
 pub(crate) struct Maps {
-    waiting: VecDeque<Done>,
+    /// Regions of which some parts are still being captured.
+    partial: BTreeMap<(usize, u32), Partial>,
+    waiting: VecDeque<Whole>,
     /// Encoded pages that may yet stand inline: disk, region, bytes.
     small: Vec<(usize, u32, Vec<u8>)>,
     small_bytes: usize,
@@ -44,6 +62,7 @@ pub(crate) struct Maps {
 impl Maps {
     pub(crate) fn new(session: &Session, disks: usize) -> Result<Self> {
         Ok(Self {
+            partial: BTreeMap::new(),
             waiting: VecDeque::new(),
             small: Vec::new(),
             small_bytes: 0,
@@ -57,12 +76,24 @@ impl Maps {
         })
     }
 
-    /// Takes a captured region.
+    /// Takes a captured part.
     pub(crate) fn push(&mut self, done: Done) {
         self.changed_bytes[done.disk] += done.changes.iter().map(|c| u64::from(c.len)).sum::<u64>();
         self.read_bytes[done.disk] += done.read_bytes;
-        if !done.changes.is_empty() {
-            self.waiting.push_back(done);
+        let at = (done.disk, done.region);
+        let partial = self.partial.entry(at).or_default();
+        partial.got += 1;
+        partial.changes.extend(done.changes);
+        if done.last {
+            partial.of = Some(done.number + 1);
+        }
+        if partial.of != Some(partial.got) {
+            return;
+        }
+        let Some(Partial { mut changes, .. }) = self.partial.remove(&at) else { return };
+        if !changes.is_empty() {
+            changes.sort_by_key(|c| c.start);
+            self.waiting.push_back(Whole { disk: done.disk, region: done.region, changes });
         }
     }
 
@@ -183,7 +214,7 @@ impl Maps {
         session: &Session,
         uploader: &Uploader,
     ) -> Result<(Vec<DiskPages>, BTreeMap<SegmentId, u64>)> {
-        if !self.waiting.is_empty() {
+        if !self.waiting.is_empty() || !self.partial.is_empty() {
             return Err(Error::new(ErrorKind::Bug, "chunks of the cycle have no place"));
         }
         self.flush(session, uploader).await?;

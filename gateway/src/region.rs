@@ -3,25 +3,17 @@
 //! Comparison follows the map: where a chunk fills a map entry wholly, the same range of the disk is hashed and compared with its
 //! ChunkId; only where that differs is the range cut anew. No store is read. The whole work on a byte is done while it is in the cache.
 
-use landfall_disk::RawReader;
 use landfall_keys::Fingerprinter;
 use landfall_model::num::{to_u32, to_usize};
 use landfall_model::{ChunkId, ChunkRef, Entry, EntryKind, Extent, ExtentSet, Location, RegionMap, Result};
-use landfall_vault::{REGION_BYTES, region_len};
+use landfall_vault::REGION_BYTES;
 
 use crate::cut::{Cutter, Piece, SECTOR};
 use crate::seal::ChunkStore;
+use crate::source::{DiskBytes, Task};
 
 /// Bytes read at once: large enough for the disk, small enough to stay near the CPU. Each worker has one such buffer.
 pub(crate) const WINDOW_BYTES: usize = 2 * 1024 * 1024;
-
-/// A region to capture.
-pub(crate) struct Task {
-    pub(crate) disk: usize,
-    pub(crate) region: u32,
-    /// What the newest point says of it.
-    pub(crate) old: RegionMap,
-}
 
 /// A changed run: zero, or a chunk whose place may not be known yet.
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +23,15 @@ pub(crate) struct Change {
     pub(crate) data: Option<(ChunkId, Option<Location>)>,
 }
 
-/// A region that was captured.
+/// A part of a region that was captured.
 pub(crate) struct Done {
     pub(crate) disk: usize,
     pub(crate) region: u32,
+    pub(crate) number: u32,
+    pub(crate) last: bool,
     pub(crate) changes: Vec<Change>,
+    /// Bytes that were looked at, holes included.
+    pub(crate) covered_bytes: u64,
     pub(crate) read_bytes: u64,
 }
 
@@ -61,18 +57,29 @@ fn sector_ceil(at: u32, end: u32) -> u32 {
     to_u32((at as usize).div_ceil(SECTOR) * SECTOR).min(end)
 }
 
-/// What of a region must be looked at, given its old map and where the disk has data.
+/// What of a part must be looked at where nothing is known: all of it.
+fn all_of(parts: &[Extent]) -> Vec<Run> {
+    let mut merged = ExtentSet::default();
+    parts.iter().for_each(|part| merged.insert(*part));
+    let narrow = |at: u64| to_u32(to_usize(at));
+    merged.iter().map(|e| Run { start: narrow(e.start), end: narrow(e.end()), expected: None }).collect()
+}
+
+/// What of a part must be looked at, given the region's old map and where the disk has data.
 ///
 /// What a map says is believed only where it can still be restored (`is_stored`): what the vault has lost is stored anew from the disk.
-fn runs(old: &RegionMap, data: &[Extent], len: u32, is_stored: &dyn Fn(&Location) -> bool) -> Vec<Run> {
-    let entries = old.covering(len);
+fn runs(old: &RegionMap, data: &[Extent], part: Extent, is_stored: &dyn Fn(&Location) -> bool) -> Vec<Run> {
+    let (from, len) = (to_u32(to_usize(part.start)), to_u32(to_usize(part.end())));
+    let mut entries = old.covering(len);
+    entries.retain(|e| e.end() > from);
     // Runs are cut on sectors of the region: an entry that ends elsewhere (the disk ended there once) is cut anew with its sector.
     let on_sectors = |e: &Entry| e.start.is_multiple_of(to_u32(SECTOR)) && e.end() == sector_ceil(e.end(), len);
-    let comparable = |e: &Entry| e.whole_chunk().filter(|c| on_sectors(e) && is_stored(&c.location)).copied();
+    let comparable =
+        |e: &Entry| e.whole_chunk().filter(|c| e.start >= from && on_sectors(e) && is_stored(&c.location)).copied();
     let expected: Vec<Option<ChunkRef>> = entries.iter().map(comparable).collect();
     let mut dirty = ExtentSet::default();
     let mut add = |start: u32, end: u32| {
-        let (start, end) = (sector_floor(start), sector_ceil(end, len));
+        let (start, end) = (sector_floor(start).max(from), sector_ceil(end, len));
         dirty.insert(Extent::between(u64::from(start), u64::from(end)));
     };
     for (entry, expected) in entries.iter().zip(&expected) {
@@ -114,21 +121,38 @@ impl Scanner {
         Self { cutter, fingerprinter, window: vec![0; WINDOW_BYTES] }
     }
 
-    /// Captures a region; new chunks go into `store`.
-    pub(crate) fn scan(&mut self, task: &Task, reader: &RawReader, store: &mut ChunkStore<'_>) -> Result<Done> {
-        let len = region_len(reader.size(), task.region);
-        let base = u64::from(task.region) * REGION_BYTES;
-        let data: Vec<Extent> = reader
-            .data_extents(Extent { start: base, len: u64::from(len) })?
-            .iter()
-            .map(|e| Extent { start: e.start - base, len: e.len })
-            .collect();
-        let mut done = Done { disk: task.disk, region: task.region, changes: Vec::new(), read_bytes: 0 };
-        let runs = runs(&task.old, &data, len, &|location| store.is_stored(location));
+    /// Captures a part of a region; new chunks go into `store`.
+    pub(crate) fn scan(&mut self, task: &Task, store: &mut ChunkStore<'_>) -> Result<Done> {
+        let (base, reader) = (u64::from(task.region) * REGION_BYTES, &*task.bytes);
+        let mut data = Vec::new();
+        for part in &task.parts {
+            let found = reader.data_extents(Extent { start: base + part.start, len: part.len })?;
+            data.extend(found.iter().map(|e| Extent { start: e.start - base, len: e.len }));
+        }
+        let mut done = Done {
+            disk: task.disk,
+            region: task.region,
+            number: task.number,
+            last: task.last,
+            changes: Vec::new(),
+            covered_bytes: task.parts.iter().map(|p| p.len).sum(),
+            read_bytes: 0,
+        };
+        let old = task.old.as_deref();
+        let runs = match old {
+            None => all_of(&task.parts),
+            Some(old) => {
+                let is_stored = |location: &Location| store.is_stored(location);
+                task.parts.iter().flat_map(|part| runs(old, &data, *part, &is_stored)).collect()
+            }
+        };
         let Self { cutter, fingerprinter, window } = self;
         let mut emit = |piece: Piece<'_>| match piece {
             Piece::Zero { start, len } => {
-                push_zeroes(&mut done.changes, &task.old, start, start + len);
+                match old {
+                    Some(old) => push_zeroes(&mut done.changes, old, start, start + len),
+                    None => done.changes.push(Change { start, len, data: None }),
+                }
                 Ok(())
             }
             Piece::Data { start, bytes } => {
@@ -196,7 +220,7 @@ fn window_end(runs: &[Run], at: u32) -> u32 {
 }
 
 /// Reads `at ..` of the region into the buffer; holes are zeroes and not read. Returns the bytes read.
-fn fill(reader: &RawReader, base: u64, at: u32, data: &[Extent], buffer: &mut [u8]) -> Result<u64> {
+fn fill(reader: &dyn DiskBytes, base: u64, at: u32, data: &[Extent], buffer: &mut [u8]) -> Result<u64> {
     let wanted = Extent { start: u64::from(at), len: buffer.len() as u64 };
     let (mut filled, mut read) = (0, 0);
     for part in data.iter().filter_map(|d| d.intersection(&wanted)) {

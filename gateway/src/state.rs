@@ -6,8 +6,12 @@
 //! <state>/<vault id>/index.redb  dedup index, made again from the vault when it is lost
 //! <state>/<vault id>/heads.json  newest point seen of each machine: rollback of the vault is found by it
 //! <state>/<vault id>/probed      the store passed its probe
+//! <state>/<vault id>/spool/      of a gateway: what waits for the store
+//! <state>/<vault id>/agents/     of a gateway: tokens, certificates given out and revoked
+//! <state>/<vault id>/status.json of a gateway: how it is, written every second
 //! ```
-//! No key and no content is in it. Losing it costs a wait for the lease and a listing of the vault, nothing else.
+//! No key and no plain text is in it. Losing it costs a wait for the lease and a listing of the vault; of a gateway, also the points that
+//! were not uploaded yet, whose changes its agents send again, and the list of revoked certificates.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -44,7 +48,7 @@ fn failed(doing: &str, path: &Path, error: std::io::Error) -> Error {
 }
 
 /// Replaces a file so that after a crash it is the old or the new one: write aside, fsync, rename, fsync the folder.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = path.with_extension("new");
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&aside)?;
@@ -124,6 +128,21 @@ impl State {
     /// Where the dedup index lies.
     pub fn index_path(&self) -> PathBuf {
         self.folder.join("index.redb")
+    }
+
+    /// Where a gateway keeps what waits for the store.
+    pub fn spool_path(&self) -> PathBuf {
+        self.folder.join("spool")
+    }
+
+    /// Where a gateway keeps what it knows of its agents.
+    pub fn agents_path(&self) -> PathBuf {
+        self.folder.join("agents")
+    }
+
+    /// Where a running gateway says how it is.
+    pub fn status_path(&self) -> PathBuf {
+        self.folder.join("status.json")
     }
 
     /// The newest points that this site has seen.

@@ -4,30 +4,77 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use landfall_keys::ContentSealer;
-use landfall_model::{Error, Result};
+use landfall_keys::{ContentSealer, SiteKey};
+use landfall_model::{DomainId, Error, Result};
 use landfall_vault::segment::Segment;
-use landfall_vault::{PutExact, crash_point, layout};
+use landfall_vault::{PutExact, Vault, crash_point, layout};
 use tokio::sync::OnceCell;
 
 use crate::Session;
+use crate::spool::Spool;
 
 /// Segments on their way at once: enough to fill a link of some latency; with the queue before it 200 MiB are in memory.
 pub(crate) const UPLOADS_IN_FLIGHT: usize = 4;
 /// Full segments that wait for the uploader; when they do, the workers wait.
 pub(crate) const UPLOAD_QUEUE: usize = 2;
 
-/// Puts objects into the store in the order that invariant 7 wants: an epoch's wrapped key before anything sealed under it.
+/// Stores an object that nobody else can have written: its name is random, or the hash of its bytes. Returns whether it was sent.
+///
+/// # Errors
+/// `Corrupt` where other bytes stand under this name; those of the store.
+pub(crate) async fn put_object(vault: &Vault, name: &str, bytes: Bytes) -> Result<bool> {
+    match vault.store().put_exact(name, bytes).await? {
+        PutExact::Created => Ok(true),
+        PutExact::Same => Ok(false),
+        PutExact::Different => {
+            let url = vault.store().url();
+            Err(Error::corrupt(format!("{name} in {url}: other bytes stand under this name; run `landfall verify`")))
+        }
+    }
+}
+
+/// Where the objects of a cycle go.
+enum Destination {
+    Store,
+    Spool(Arc<Spool>),
+}
+
+/// The key that chunks are sealed with, and whether its wrapped form is stored (or spooled).
+pub(crate) struct Epoch {
+    sealer: ContentSealer,
+    stored: OnceCell<()>,
+}
+
+impl Epoch {
+    /// A new one.
+    ///
+    /// # Errors
+    /// `Unavailable` where the host has no randomness.
+    pub(crate) fn open(site: &SiteKey, domain: DomainId) -> Result<Self> {
+        Ok(Self { sealer: ContentSealer::open_epoch(site, domain)?, stored: OnceCell::new() })
+    }
+}
+
+/// Puts objects into the store or spool in the order that invariant 7 wants: an epoch's wrapped key before anything sealed under it.
 pub(crate) struct Uploader {
-    sealer: Arc<ContentSealer>,
-    epoch_stored: OnceCell<()>,
+    epoch: Arc<Epoch>,
+    to: Destination,
     uploaded_bytes: AtomicU64,
     segments: AtomicU64,
 }
 
 impl Uploader {
-    pub(crate) fn new(sealer: Arc<ContentSealer>) -> Self {
-        Self { sealer, epoch_stored: OnceCell::new(), uploaded_bytes: AtomicU64::new(0), segments: AtomicU64::new(0) }
+    pub(crate) fn to_store(epoch: Arc<Epoch>) -> Self {
+        Self { epoch, to: Destination::Store, uploaded_bytes: AtomicU64::new(0), segments: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn to_spool(epoch: Arc<Epoch>, spool: Arc<Spool>) -> Self {
+        Self { epoch, to: Destination::Spool(spool), uploaded_bytes: AtomicU64::new(0), segments: AtomicU64::new(0) }
+    }
+
+    /// Seals the cycle's chunks.
+    pub(crate) fn sealer(&self) -> &ContentSealer {
+        &self.epoch.sealer
     }
 
     /// Bytes that this cycle sent.
@@ -44,18 +91,14 @@ impl Uploader {
         self.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Stores an object that nobody else can have written: its name is random, or the hash of its bytes.
     async fn put(&self, session: &Session, name: &str, bytes: Bytes) -> Result<()> {
         let size = bytes.len() as u64;
-        match session.vault.store().put_exact(name, bytes).await? {
-            PutExact::Created => self.add_uploaded(size),
-            PutExact::Same => {}
-            PutExact::Different => {
-                let url = session.vault.store().url();
-                return Err(Error::corrupt(format!(
-                    "{name} in {url}: other bytes stand under this name; run `landfall verify`"
-                )));
-            }
+        if let Destination::Spool(spool) = &self.to {
+            self.add_uploaded(size);
+            return spool.put(name, bytes).await;
+        }
+        if put_object(&session.vault, name, bytes).await? {
+            self.add_uploaded(size);
         }
         Ok(())
     }
@@ -64,14 +107,14 @@ impl Uploader {
     pub(crate) async fn epoch_is_stored(&self, session: &Session) -> Result<()> {
         let store = || async {
             for recipient in session.vault.config().recipients()? {
-                let wrapped = self.sealer.wrapped_for(session.vault.site(), &recipient)?;
-                let name = layout::epoch(self.sealer.domain(), self.sealer.epoch(), recipient.id());
+                let wrapped = self.sealer().wrapped_for(session.vault.site(), &recipient)?;
+                let name = layout::epoch(self.sealer().domain(), self.sealer().epoch(), recipient.id());
                 self.put(session, &name, wrapped.into()).await?;
             }
             crash_point("epoch.stored");
             Ok(())
         };
-        self.epoch_stored.get_or_try_init(store).await.map(|_| ())
+        self.epoch.stored.get_or_try_init(store).await.map(|_| ())
     }
 
     /// Stores a segment; its chunks have places after that.

@@ -75,7 +75,7 @@ pub use recovery::{Recipient, RecoveryKey};
 pub use sealed::SALT_LEN;
 pub use share::{combine, split};
 pub use signing::{RootPublic, SitePublic};
-pub use site::SiteKey;
+pub use site::{AuthoritySeed, SiteKey};
 pub use wrapped::{WrappedHeader, WrappedKind};
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //!                └─ RECOVERY_ED25519 ──────────────── root signing seed [32]       signs vault.json
 //! fingerprint ───┬─ DOMAIN_ID    | domain name ────── domain id [16]
 //! key            ├─ MACHINE_ID   | machine name ───── machine id [16]
+//!                ├─ AGENT_CA     | ────────────────── seed of the agents' certificate authority [32], not in the vault
 //!                ├─ FINGERPRINT  | domain id ──────── chunk fingerprint key [32]   ChunkId = keyed BLAKE3
 //!                ├─ CUT          | domain id ──────── cut secret [192]             where chunks end
 //!                └─ PAGE_ID      | ────────────────── page fingerprint key [32]    PageId = keyed BLAKE3
@@ -42,6 +43,7 @@ pub(crate) const RECOVERY_X25519: Label = Label("landfall/1/recovery/x25519");
 pub(crate) const RECOVERY_ED25519: Label = Label("landfall/1/recovery/ed25519");
 pub(crate) const DOMAIN_ID: Label = Label("landfall/1/domain-id");
 pub(crate) const MACHINE_ID: Label = Label("landfall/1/machine-id");
+pub(crate) const AGENT_CA: Label = Label("landfall/1/agent-ca");
 pub(crate) const FINGERPRINT: Label = Label("landfall/1/fingerprint");
 pub(crate) const CUT: Label = Label("landfall/1/cut");
 pub(crate) const PAGE_ID: Label = Label("landfall/1/page-id");

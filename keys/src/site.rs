@@ -32,6 +32,16 @@ pub struct SiteKey {
     fingerprint_prk: Prk,
 }
 
+/// The private key of the agents' certificate authority, Ed25519.
+pub struct AuthoritySeed(Secret<32>);
+
+impl AuthoritySeed {
+    /// Its bytes; they must not outlive it.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        self.0.as_bytes()
+    }
+}
+
 impl SiteKey {
     /// A new, random site key of the vault whose root key is `root`.
     ///
@@ -139,6 +149,12 @@ impl SiteKey {
     /// What decides where the chunks of a domain end.
     pub fn cut_secret(&self, domain: DomainId) -> CutSecret {
         CutSecret::new(self.fingerprint_prk.derive(schedule::CUT, domain.as_bytes()))
+    }
+
+    /// The seed of the certificate authority of this site's agents: every gateway that holds the site key has the same authority. Not part
+    /// of the vault format.
+    pub fn agent_authority_seed(&self) -> AuthoritySeed {
+        AuthoritySeed(self.fingerprint_prk.derive(schedule::AGENT_CA, &[]))
     }
 
     /// Seals and opens pages.

@@ -105,6 +105,10 @@ byte_id!(
     DomainId, 16, "domain id", "32 hex digits"
 );
 byte_id!(
+    /// One cut of a machine's disks, named by the agent: random, so that two copies of an agent never give one name to two cuts.
+    CycleId, 16, "cycle id", "32 hex digits"
+);
+byte_id!(
     /// A machine in the store's keys: a keyed hash of its name.
     MachineId, 16, "machine id", "32 hex digits"
 );

@@ -15,8 +15,8 @@ mod time;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentSet};
 pub use id::{
-    ChunkId, Digest, DomainId, EpochId, GatewayId, Generation, IdError, MachineId, RecipientId, SegmentId, Seq,
-    SiteKeyId, Timeline, VaultId,
+    ChunkId, CycleId, Digest, DomainId, EpochId, GatewayId, Generation, IdError, MachineId, RecipientId, SegmentId,
+    Seq, SiteKeyId, Timeline, VaultId,
 };
 pub use map::{ChunkRef, Codec, Entry, EntryKind, Location, MapError, RegionMap, Source};
 pub use name::{DiskName, DomainName, MachineName, NameError};

@@ -245,6 +245,11 @@ impl RegionMap {
         out
     }
 
+    /// The entry that describes a byte of the region.
+    pub fn at(&self, byte: u32) -> Option<&Entry> {
+        self.entries.range(..=byte).next_back().map(|(_, e)| e).filter(|e| e.end() > byte)
+    }
+
     /// The part of the map that lies in an extent (of the region).
     pub fn within(&self, extent: Extent) -> impl Iterator<Item = Entry> {
         let start = u32::try_from(extent.start).unwrap_or(u32::MAX);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DiskName, DomainName, GatewayId, MachineName, Seq, Timestamp};
+use crate::{CycleId, DiskName, DomainName, GatewayId, MachineName, Seq, Timestamp};
 
 /// What a point guarantees.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -99,6 +99,9 @@ pub struct PointMeta {
     pub counters: Counters,
     /// Kept until unpinned.
     pub pinned: bool,
+    /// The agent's cut that the bytes are of; none where no agent was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cycle: Option<CycleId>,
 }
 
 /// Body of a generation record: who may write.

@@ -137,7 +137,7 @@ pub struct Running {
 }
 
 impl Running {
-    fn start(mut command: Command, arguments: &[&str]) -> Self {
+    pub(crate) fn start(mut command: Command, arguments: &[&str]) -> Self {
         let output = tempfile::tempdir().expect("a temporary folder");
         let file = |name: &str| File::create(output.path().join(name)).expect("a file");
         command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
@@ -179,6 +179,11 @@ impl Running {
             std::thread::sleep(Duration::from_millis(5));
         }
         panic!("landfall {} neither got there nor ended within {RUN_LIMIT:?}", self.arguments.join(" "));
+    }
+
+    /// Where what it prints is.
+    pub fn stdout_file(&self) -> PathBuf {
+        self.output.path().join("stdout")
     }
 
     /// Waits for its end.

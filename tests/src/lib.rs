@@ -25,4 +25,6 @@ pub mod http;
 pub mod landfall;
 pub mod peers;
 pub mod proxy;
+pub mod relay;
+pub mod service;
 pub mod tools;

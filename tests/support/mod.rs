@@ -104,6 +104,19 @@ pub(crate) fn replicate_in(site: &Site, state: &Path, machine: &str, disks: &[Di
     try_replicate_in(site, state, machine, disks, more).json()
 }
 
+/// Crash points of a gateway that takes a cycle from an agent, in the order in which it meets them.
+pub(crate) const IN_GATEWAY: [&str; 9] = [
+    "generation.claimed",
+    "epoch.stored",
+    "segment.stored",
+    "segment.indexed",
+    "spool.before-point",
+    "spool.point-written",
+    "spool.object-stored",
+    "point.before-commit",
+    "point.committed",
+];
+
 /// Every file below a folder, ascending.
 pub(crate) fn walk(folder: &Path) -> Vec<PathBuf> {
     let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);

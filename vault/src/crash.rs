@@ -25,6 +25,12 @@ pub const CRASH_POINTS: &[&str] = &[
     "checkpoint.before-commit",
     // the checkpoint is there; the lease still looks held, by the same gateway.
     "replicate.before-release",
+    // of a gateway: everything of a cycle is spooled but its point: the agent was told nothing, and sends it again.
+    "spool.before-point",
+    // the point is spooled, the agent was not told: it hears of it when it connects again.
+    "spool.point-written",
+    // an object is stored, the spool still has it: the next run finds it there and forgets it.
+    "spool.object-stored",
     // some bytes of the disk are written under its temporary name.
     "rehydrate.first-write",
     // all bytes are written, the image does not have its name yet.

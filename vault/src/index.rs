@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use landfall_model::{
@@ -80,10 +81,9 @@ impl SourceKey {
     }
 }
 
-/// The index of one vault, as one machine's run sees it.
+/// The index of one vault.
 pub struct DedupIndex {
     db: Database,
-    machine: MachineId,
     sources: BTreeMap<u32, (SourceKey, u64)>,
     numbers: HashMap<SourceKey, u32>,
     epochs: Vec<EpochId>,
@@ -92,8 +92,10 @@ pub struct DedupIndex {
     live: BTreeSet<u32>,
     /// Epochs whose wrapped keys are stored.
     live_epochs: BTreeSet<u32>,
-    /// Points of the machine that are in the store.
-    points: BTreeSet<(Timeline, Seq)>,
+    /// Points in the store, of the machines that are written here.
+    points: BTreeMap<MachineId, BTreeSet<(Timeline, Seq)>>,
+    /// Sources that were added here and were not in a listing yet.
+    unlisted: BTreeSet<u32>,
 }
 
 fn local(error: impl Into<redb::Error>) -> Error {
@@ -109,11 +111,11 @@ fn local(error: impl Into<redb::Error>) -> Error {
 }
 
 impl DedupIndex {
-    /// Opens or makes the file, and brings it up to what the store holds now.
+    /// Opens or makes the file. It knows of nothing in the store until [`Self::catch_up`].
     ///
     /// # Errors
-    /// `Conflict` where another process has it open, `Unavailable`, `Corrupt` where a directory is.
-    pub async fn open(path: &Path, vault: &Vault, machine: MachineId, live_epochs: &[EpochId]) -> Result<Self> {
+    /// `Conflict` where another process has it open, `Unavailable`.
+    pub fn open(path: &Path) -> Result<Self> {
         let open = || Database::builder().set_cache_size(CACHE_BYTES).create(path);
         let db = match open() {
             Ok(db) => db,
@@ -127,21 +129,45 @@ impl DedupIndex {
         };
         let mut index = Self {
             db,
-            machine,
             sources: BTreeMap::new(),
             numbers: HashMap::new(),
             epochs: Vec::new(),
             epoch_numbers: HashMap::new(),
             live: BTreeSet::new(),
             live_epochs: BTreeSet::new(),
-            points: BTreeSet::new(),
+            points: BTreeMap::new(),
+            unlisted: BTreeSet::new(),
         };
         index.load()?;
-        index.catch_up(vault).await?;
-        for epoch in live_epochs.iter().chain([&EpochId::INDEX]) {
-            index.allow_epoch(*epoch)?;
-        }
+        index.allow_epoch(EpochId::INDEX)?;
         Ok(index)
+    }
+
+    /// Brings an index up to what the store holds now: segments that other gateways stored are added, those that are gone are no dedup
+    /// targets, and neither are chunks of epochs of other domains or whose wrapped keys are gone.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn catch_up(index: &RwLock<Self>, vault: &Vault, epochs: &[EpochId]) -> Result<()> {
+        let write = || index.write().unwrap_or_else(PoisonError::into_inner);
+        // What is added while the listing is under way is not in it.
+        let added_before = write().unlisted.clone();
+        let listed = vault.store().list(layout::SEGMENTS).await?;
+        let unknown = write().seen(listed.iter().map(|o| (o.name.as_str(), o.size)), &added_before);
+        let mut directories = stream::iter(unknown)
+            .map(|(id, size)| async move { Ok::<_, Error>((id, size, read_directory(vault, id, size).await)) })
+            .buffer_unordered(DIRECTORIES_IN_FLIGHT);
+        while let Some((id, size, chunks)) = directories.try_next().await? {
+            match chunks {
+                Ok(chunks) => write().add(SourceKey::Segment(id), size, &chunks)?,
+                // A damaged or foreign segment is no dedup target; `verify` is where it is reported.
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Key | ErrorKind::Unsupported) => {
+                    tracing::warn!(segment = %id, %error, "a segment's directory cannot be read: run `landfall verify`");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        epochs.iter().try_for_each(|epoch| write().allow_epoch(*epoch))
     }
 
     fn load(&mut self) -> Result<()> {
@@ -162,32 +188,28 @@ impl DedupIndex {
         write.commit().map_err(local)
     }
 
-    /// Compares the sources that the file knows with those that the store lists.
-    async fn catch_up(&mut self, vault: &Vault) -> Result<()> {
+    /// Takes what the store lists as what it holds; returns the segments that the file does not know.
+    fn seen<'a>(
+        &mut self,
+        listed: impl Iterator<Item = (&'a str, u64)>,
+        added_before: &BTreeSet<u32>,
+    ) -> Vec<(SegmentId, u64)> {
         let mut unknown = Vec::new();
-        for object in vault.store().list(layout::SEGMENTS).await? {
-            let Some(Name::Segment(id)) = layout::parse(&object.name) else { continue };
+        let mut there = BTreeSet::new();
+        for (name, size) in listed {
+            let Some(Name::Segment(id)) = layout::parse(name) else { continue };
             match self.numbers.get(&SourceKey::Segment(id)) {
-                Some(number) if self.sources[number].1 == object.size => {
-                    self.live.insert(*number);
+                Some(number) if self.sources[number].1 == size => {
+                    there.insert(*number);
                 }
-                _ => unknown.push((id, object.size)),
+                _ => unknown.push((id, size)),
             }
         }
-        let mut directories = stream::iter(unknown)
-            .map(|(id, size)| async move { Ok::<_, Error>((id, size, read_directory(vault, id, size).await)) })
-            .buffer_unordered(DIRECTORIES_IN_FLIGHT);
-        while let Some((id, size, chunks)) = directories.try_next().await? {
-            match chunks {
-                Ok(chunks) => self.add(SourceKey::Segment(id), size, &chunks)?,
-                // A damaged or foreign segment is no dedup target; `verify` is where it is reported.
-                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Key | ErrorKind::Unsupported) => {
-                    tracing::warn!(segment = %id, %error, "a segment's directory cannot be read: run `landfall verify`");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        self.unlisted.retain(|n| !there.contains(n) && !added_before.contains(n));
+        let point = |n: &u32| matches!(self.sources.get(n), Some((SourceKey::Point(..), _)));
+        self.live.retain(|n| there.contains(n) || self.unlisted.contains(n) || point(n));
+        self.live.extend(there);
+        unknown
     }
 
     fn allow_epoch(&mut self, epoch: EpochId) -> Result<()> {
@@ -264,47 +286,54 @@ impl DedupIndex {
         for epoch in segment.chunks.iter().map(|c| c.location.epoch).collect::<BTreeSet<_>>() {
             self.allow_epoch(epoch)?;
         }
-        self.add(SourceKey::Segment(segment.id), segment.bytes.len() as u64, &segment.chunks)
+        let key = SourceKey::Segment(segment.id);
+        self.add(key, segment.bytes.len() as u64, &segment.chunks)?;
+        self.unlisted.extend(self.numbers.get(&key));
+        Ok(())
     }
 
-    /// Whether the inline frames of a point of this machine are known.
-    pub fn knows_point(&self, timeline: Timeline, seq: Seq) -> bool {
-        self.numbers.get(&SourceKey::Point(self.machine, timeline, seq)).is_some_and(|n| self.live.contains(n))
+    /// Whether the inline frames of a point of a machine are known.
+    pub fn knows_point(&self, machine: MachineId, timeline: Timeline, seq: Seq) -> bool {
+        self.numbers.get(&SourceKey::Point(machine, timeline, seq)).is_some_and(|n| self.live.contains(n))
     }
 
-    /// Adds the inline frames of a point of this machine that is committed.
+    /// Adds the inline frames of a point of a machine that is committed.
     ///
     /// # Errors
     /// As for [`Self::add_segment`].
-    pub fn add_point(&mut self, timeline: Timeline, seq: Seq, chunks: &[ChunkRef]) -> Result<()> {
-        self.add(SourceKey::Point(self.machine, timeline, seq), 0, chunks)
+    pub fn add_point(&mut self, machine: MachineId, timeline: Timeline, seq: Seq, chunks: &[ChunkRef]) -> Result<()> {
+        self.points.entry(machine).or_default().insert((timeline, seq));
+        self.add(SourceKey::Point(machine, timeline, seq), 0, chunks)
     }
 
-    /// Says which points of this machine are in the store. Where they are the ones that this file was told of (`trusted`), their inline frames
-    /// are dedup targets; else they are not, until they are added again.
-    pub fn set_points(&mut self, points: impl Iterator<Item = (Timeline, Seq)>, trusted: bool) {
-        self.points = points.collect();
-        for (timeline, seq) in self.points.iter().filter(|_| trusted) {
-            if let Some(number) = self.numbers.get(&SourceKey::Point(self.machine, *timeline, *seq)) {
+    /// Says which points of a machine are in the store. Where they are the ones that this file was told of (`trusted`), their inline
+    /// frames are dedup targets; else they are not, until they are added again.
+    pub fn set_points(&mut self, machine: MachineId, points: impl Iterator<Item = (Timeline, Seq)>, trusted: bool) {
+        let of_machine = |n: &u32| matches!(self.sources.get(n), Some((SourceKey::Point(m, ..), _)) if *m == machine);
+        self.live.retain(|n| !of_machine(n));
+        let points: BTreeSet<_> = points.collect();
+        for (timeline, seq) in points.iter().filter(|_| trusted) {
+            if let Some(number) = self.numbers.get(&SourceKey::Point(machine, *timeline, *seq)) {
                 self.live.insert(*number);
             }
         }
+        self.points.insert(machine, points);
     }
 
     /// Whether the object of a frame and the key of its epoch are in the store: else what a map says of it can no longer be restored.
-    pub fn is_stored(&self, location: &Location) -> bool {
+    pub fn is_stored(&self, machine: MachineId, location: &Location) -> bool {
         let source = match location.source {
             Source::Segment(id) => self.numbers.get(&SourceKey::Segment(id)).is_some_and(|n| self.live.contains(n)),
-            Source::Point(timeline, seq) => self.points.contains(&(timeline, seq)),
+            Source::Point(timeline, seq) => self.points.get(&machine).is_some_and(|p| p.contains(&(timeline, seq))),
         };
         source && self.epoch_numbers.get(&location.epoch).is_some_and(|n| self.live_epochs.contains(n))
     }
 
-    /// Where a chunk is, if the vault has it.
+    /// Where a chunk is, if the vault has it where a map of this machine may refer to it.
     ///
     /// # Errors
     /// `Unavailable` of the local file.
-    pub fn find(&self, id: ChunkId) -> Result<Option<Location>> {
+    pub fn find(&self, machine: MachineId, id: ChunkId) -> Result<Option<Location>> {
         let read = self.db.begin_read().map_err(local)?;
         let table = read.open_table(CHUNKS).map_err(local)?;
         let Some(row) = table.get(id.as_bytes()).map_err(local)? else { return Ok(None) };
@@ -315,9 +344,7 @@ impl DedupIndex {
         let (Some(codec), true) = (Codec::from_byte(row[20]), self.live.contains(&number)) else { return Ok(None) };
         let source = match self.sources.get(&number) {
             Some((SourceKey::Segment(id), _)) => Source::Segment(*id),
-            Some((SourceKey::Point(machine, timeline, seq), _)) if *machine == self.machine => {
-                Source::Point(*timeline, *seq)
-            }
+            Some((SourceKey::Point(owner, timeline, seq), _)) if *owner == machine => Source::Point(*timeline, *seq),
             _ => return Ok(None),
         };
         let Some(epoch_id) = self.epochs.get(epoch as usize).filter(|_| self.live_epochs.contains(&epoch)) else {
@@ -330,15 +357,6 @@ impl DedupIndex {
     pub fn segment_size(&self, id: SegmentId) -> Option<u64> {
         let number = self.numbers.get(&SourceKey::Segment(id))?;
         self.live.contains(number).then(|| self.sources[number].1)
-    }
-
-    /// The segments that are in the store: what invariant 1 is checked against.
-    pub fn stored_segments(&self) -> BTreeSet<SegmentId> {
-        let segment = |n: &u32| match self.sources[n].0 {
-            SourceKey::Segment(id) => Some(id),
-            SourceKey::Point(..) => None,
-        };
-        self.live.iter().filter_map(segment).collect()
     }
 
     /// Makes what was added durable.

@@ -32,7 +32,7 @@ pub use frame::{CHUNK_BYTES_MAX, Compressed, Compressor, Decompressor, PAGE_BYTE
 pub use index::{DedupIndex, read_directory};
 pub use landfall_model::{Error, Result};
 pub use lease::{LEASE_RENEWAL, LEASE_TTL, Tenure};
-pub use machine::{Machine, Point, PointKey, Selector, follows, refers_only_to_stored};
+pub use machine::{Machine, Point, PointKey, Selector, SignedPoint, follows, refers_only_to_stored};
 pub use page::{REGION_BYTES, decode as decode_page, encode as encode_page};
 pub use record::{Header, Kind, Position};
 pub use store::{Listed, Put, PutExact, Store, Traffic};

@@ -4,8 +4,6 @@
 //! The put-if-absent of a point's object at the next sequence number is the commit and the fence, and the only one.
 //! The invariants that guard it are named functions ([`refers_only_to_stored`], [`follows`]).
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 use landfall_model::{Digest, ErrorKind, MachineId, PointMeta, SegmentId, Seq, Timeline, Timestamp};
 
@@ -48,7 +46,22 @@ pub struct Point {
     pub body: Body,
 }
 
+/// A point as it is or will be stored.
+#[derive(Clone, Debug)]
+pub struct SignedPoint {
+    /// What it says.
+    pub point: Point,
+    /// Its object, inline frames included.
+    pub bytes: Bytes,
+}
+
 impl Point {
+    /// Where it stands in listings.
+    pub fn key(&self) -> PointKey {
+        let size = self.header.inline_start() + self.header.inline_len;
+        PointKey { timeline: self.timeline(), seq: self.seq(), size }
+    }
+
     /// Its number.
     pub fn seq(&self) -> Seq {
         self.header.position.seq
@@ -277,12 +290,44 @@ impl Machine {
         })
     }
 
+    /// Makes the record of a point: its final bytes.
+    ///
+    /// # Errors
+    /// `Unsupported` where the maps are larger than a record can hold.
+    pub fn sign(&self, position: Position, body: &Body, inline: &[u8]) -> Result<SignedPoint> {
+        let signed = record::encode(self.vault.site(), position, &body.encode()?, inline)?;
+        let header = Header::parse(&signed.bytes)?;
+        let point = Point { header, digest: signed.digest, body: body.clone() };
+        Ok(SignedPoint { point, bytes: signed.bytes.into() })
+    }
+
+    /// Reads a point's object that was kept elsewhere than in the store: all of it is checked.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is not a whole point of this machine.
+    pub fn open_signed(&self, bytes: Bytes) -> Result<SignedPoint> {
+        let record = record::decode(self.vault.site(), self.vault.signers(), &bytes)?;
+        let (at, header) = (record.header.position, record.header);
+        let inline = bytes.get(landfall_model::num::to_usize(header.inline_start())..).unwrap_or_default();
+        let right = at.kind == Kind::Point
+            && at.vault == self.vault.config().vault_id
+            && at.machine == self.id
+            && inline.len() as u64 == header.inline_len
+            && blake3::hash(inline).as_bytes() == header.inline_digest.as_bytes();
+        if !right {
+            return Err(Error::corrupt(format!("point {}: it is not a whole point of this machine", at.seq)));
+        }
+        let point = Point { header, digest: record.digest, body: Body::decode(&record.body)? };
+        Ok(SignedPoint { point, bytes })
+    }
+
     /// Commits a point: the one put-if-absent that makes it real.
     ///
     /// # Errors
     /// `Conflict` where another writer has committed this sequence number.
-    pub async fn commit(&self, position: Position, body: &Body, inline: &[u8]) -> Result<Point> {
-        self.write(position, layout::point(self.id, position.timeline, position.seq), body, inline).await
+    pub async fn commit(&self, signed: &SignedPoint) -> Result<()> {
+        let name = layout::point(self.id, signed.point.timeline(), signed.point.seq());
+        self.put(&name, signed).await
     }
 
     /// Stores a checkpoint. That one of this number is already there is no error: it says the same.
@@ -291,23 +336,18 @@ impl Machine {
     /// `Unavailable`.
     pub async fn commit_checkpoint(&self, position: Position, body: &Body) -> Result<()> {
         let name = layout::checkpoint(self.id, position.timeline, position.seq);
-        match self.write(position, name, body, &[]).await {
+        match self.put(&name, &self.sign(position, body, &[])?).await {
             Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
-            other => other.map(|_| ()),
+            other => other,
         }
     }
 
-    async fn write(&self, position: Position, name: String, body: &Body, inline: &[u8]) -> Result<Point> {
-        let signed = record::encode(self.vault.site(), position, &body.encode()?, inline)?;
-        let header = Header::parse(&signed.bytes)?;
-        let point = Point { header, digest: signed.digest, body: body.clone() };
-        let store = self.vault.store();
-        let bytes = Bytes::from(signed.bytes);
-        if store.put_exact(&name, bytes).await? == PutExact::Different {
+    async fn put(&self, name: &str, signed: &SignedPoint) -> Result<()> {
+        if self.vault.store().put_exact(name, signed.bytes.clone()).await? == PutExact::Different {
             let why = format!("{name}: another writer has committed it; this run committed nothing; run again");
             return Err(Error::new(ErrorKind::Conflict, why));
         }
-        Ok(point)
+        Ok(())
     }
 }
 
@@ -315,8 +355,8 @@ impl Machine {
 ///
 /// # Errors
 /// `Corrupt`, naming the object that is missing.
-pub fn refers_only_to_stored(body: &Body, stored: &BTreeSet<SegmentId>) -> Result<()> {
-    match body.segments.keys().find(|id| !stored.contains(id)) {
+pub fn refers_only_to_stored(body: &Body, is_stored: impl Fn(SegmentId) -> bool) -> Result<()> {
+    match body.segments.keys().find(|id| !is_stored(**id)) {
         Some(id) => Err(Error::corrupt(format!("the point would refer to segment {id}, which is not in the store"))),
         None => Ok(()),
     }

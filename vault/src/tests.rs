@@ -181,6 +181,7 @@ fn meta() -> PointMeta {
         disks: vec![disk],
         counters: Counters::default(),
         pinned: false,
+        cycle: None,
     }
 }
 

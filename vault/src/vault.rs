@@ -133,6 +133,11 @@ impl Vault {
         Machine::new(self.clone(), self.site().machine_id(name))
     }
 
+    /// One of its machines, by its name in the store.
+    pub fn machine_by_id(&self, id: MachineId) -> Machine {
+        Machine::new(self.clone(), id)
+    }
+
     /// Every machine that has objects in the vault.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Pages load region by region, so memory is bounded by the records between two checkpoints, whatever the size of the disks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use landfall_model::{ChunkRef, Digest, DiskMeta, DiskName, ErrorKind, PointMeta, RegionMap, Source};
@@ -22,7 +23,7 @@ const RECORDS_IN_FLIGHT: usize = 16;
 pub struct MapView {
     machine: Machine,
     /// A checkpoint or none, then points, ascending; the last is the point itself.
-    layers: Vec<Point>,
+    layers: Vec<Arc<Point>>,
     key: PointKey,
 }
 
@@ -59,7 +60,7 @@ impl MapView {
             follows(position, before.as_ref().map(|(p, d)| (p, *d)))?;
             before = Some((*position, point.digest));
         }
-        let layers: Vec<Point> = base.into_iter().chain(points).collect();
+        let layers: Vec<Arc<Point>> = base.into_iter().chain(points).map(Arc::new).collect();
         match layers.last() {
             Some(last) if last.seq() == at.seq => Ok(Self { machine: machine.clone(), layers, key: at }),
             _ => Err(Error::corrupt(format!("point {} cannot be opened: records before it are missing", at.seq))),
@@ -86,9 +87,10 @@ impl MapView {
     }
 
     /// The view of the point that was committed right after this one; of a machine's first point where there was none.
-    pub fn extended(machine: &Machine, before: Option<Self>, point: Point, key: PointKey) -> Self {
+    pub fn extended(machine: &Machine, before: Option<Self>, point: Point) -> Self {
+        let key = point.key();
         let mut layers = before.map(|view| view.layers).unwrap_or_default();
-        layers.push(point);
+        layers.push(Arc::new(point));
         Self { machine: machine.clone(), layers, key }
     }
 
@@ -120,7 +122,7 @@ impl MapView {
     }
 
     /// The records that it is made of: a checkpoint or none, then points.
-    pub fn layers(&self) -> &[Point] {
+    pub fn layers(&self) -> &[Arc<Point>] {
         &self.layers
     }
 

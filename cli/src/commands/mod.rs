@@ -1,10 +1,13 @@
 //! One file a command.
 
+mod agent;
 mod demo;
+mod gateway;
 mod keys;
 mod points;
 mod rehydrate;
 mod replicate;
+mod status;
 mod vault;
 mod verify;
 
@@ -12,7 +15,7 @@ use std::process::ExitCode;
 
 use landfall_model::Result;
 
-use crate::args::{Cli, Command, KeysCommand, VaultCommand};
+use crate::args::{AgentCommand, Cli, Command, GatewayCommand, KeysCommand, VaultCommand};
 
 /// Runs the command.
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
@@ -27,6 +30,19 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Verify(args) => return verify::run(common, args).await,
         Command::Keys(KeysCommand::Shares { threshold, shares }) => keys::shares(common, threshold, shares)?,
         Command::Keys(KeysCommand::Combine { files }) => keys::combine(common, &files)?,
+        Command::Gateway(GatewayCommand::Run(file)) => gateway::run(common, &file).await?,
+        Command::Gateway(GatewayCommand::Token { file, machine, valid }) => {
+            gateway::token(common, &file, &machine, valid)?;
+        }
+        Command::Gateway(GatewayCommand::Revoke { file, machine }) => gateway::revoke(common, &file, &machine)?,
+        Command::Gateway(GatewayCommand::CheckConfig(file)) => gateway::check_config(common, &file)?,
+        Command::Agent(AgentCommand::Enroll { file, gateway, token }) => {
+            agent::enroll(common, &file, &gateway, &token).await?;
+        }
+        Command::Agent(AgentCommand::Run { file, once }) => agent::run(&file, once).await?,
+        Command::Agent(AgentCommand::Status(file)) => agent::status(common, &file)?,
+        Command::Agent(AgentCommand::CheckConfig(file)) => agent::check_config(common, &file)?,
+        Command::Status(file) => status::run(common, &file)?,
         Command::Demo(args) => demo::run(common, &args).await?,
     }
     Ok(ExitCode::SUCCESS)

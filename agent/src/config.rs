@@ -1,0 +1,159 @@
+//! The agent's configuration file.
+//!
+//! ```toml
+//! [agent]
+//! machine = "web-01"
+//! gateways = ["gw-1.site:7443", "gw-2.site:7443"]
+//! interval = "30s"                        # default: 5min; from 1s to 24h
+//! state_dir = "/var/lib/landfall-agent"   # the default
+//! freeze_command = "/etc/landfall/freeze" # run with LANDFALL_PHASE=freeze and =thaw; default: none
+//! freeze_max = "1min"                     # the default: everything is thawed after so long
+//!
+//! [[disk]]
+//! name = "root"
+//! path = "/dev/vda"
+//! mounts = ["/", "/home"]                 # frozen while the disks are read; default: none
+//!
+//! [[disk]]
+//! name = "swap"
+//! path = "/dev/vdb"
+//! exclude = true                          # default: false
+//! ```
+//! Every error names the file, the line, and what to do.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use landfall_model::{DiskName, MachineName, Result};
+use landfall_settings::{Source, Table, Value, check_address};
+use landfall_wire::DISKS_MAX;
+
+use crate::freeze::Freeze;
+use crate::image::DiskConfig;
+
+const STATE_DIR: &str = "/var/lib/landfall-agent";
+const INTERVAL: Duration = Duration::from_secs(300);
+const FREEZE_MAX: Duration = Duration::from_secs(60);
+
+const AGENT_KEYS: &[&str] = &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max"];
+const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts"];
+
+/// What an agent protects, and where it sends it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AgentConfig {
+    /// The machine's name, as it was enrolled.
+    pub machine: MachineName,
+    /// Gateways as `host:port`, in the order in which they are tried.
+    pub gateways: Vec<String>,
+    /// What the agent remembers lies here.
+    pub state_dir: PathBuf,
+    /// From the beginning of a cycle to the beginning of the next.
+    pub interval: Duration,
+    /// Holds applications still while the disks are read.
+    pub freeze_command: Option<String>,
+    /// Everything is thawed after so long.
+    pub freeze_max: Duration,
+    /// The disks; the machine boots from the first.
+    pub disks: Vec<DiskConfig>,
+}
+
+impl AgentConfig {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// `NotFound`; `Usage`, naming the line and what to do.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(&landfall_settings::read(path)?, path)
+    }
+
+    /// Reads the text of a configuration file; errors name the file.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn parse(text: &str, file: &Path) -> Result<Self> {
+        let source = Source::new(text, file);
+        let document = source.parse()?;
+        let root = source.root(&document);
+        root.only(&["agent", "disk"])?;
+        let agent = source.table(root.required("agent", "add a section [agent]")?, "[agent]")?;
+        agent.only(AGENT_KEYS)?;
+        let machine = agent.parsed::<MachineName>("machine", "add machine = \"NAME\"")?;
+        let gateways = agent.required("gateways", "add gateways = [\"HOST:PORT\"]")?;
+        let gateways = source.texts(gateways)?;
+        if gateways.is_empty() {
+            return Err(source.wrong(agent.place(), "gateways is empty: add at least one \"HOST:PORT\""));
+        }
+        for (at, gateway) in &gateways {
+            check_address(gateway).map_err(|why| source.wrong(*at, why))?;
+        }
+        Ok(Self {
+            machine,
+            gateways: gateways.into_iter().map(|(_, gateway)| gateway).collect(),
+            state_dir: agent.path("state_dir")?.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
+            interval: agent.duration("interval")?.unwrap_or(INTERVAL),
+            freeze_command: agent.text("freeze_command")?.map(|(_, text)| text),
+            freeze_max: agent.duration("freeze_max")?.unwrap_or(FREEZE_MAX),
+            disks: disks(source, root.get("disk"))?,
+        })
+    }
+}
+
+impl Freeze {
+    /// What a configuration says.
+    pub(crate) fn of(config: &AgentConfig) -> Self {
+        let protected = || config.disks.iter().filter(|d| !d.exclude);
+        let mut mounts: Vec<PathBuf> = Vec::new();
+        for mount in protected().flat_map(|d| &d.mounts) {
+            if !mounts.contains(mount) {
+                mounts.push(mount.clone());
+            }
+        }
+        Self {
+            command: config.freeze_command.clone(),
+            mounts,
+            all_mounts: protected().all(|d| !d.mounts.is_empty()),
+            longest: config.freeze_max,
+            program: PathBuf::from("fsfreeze"),
+        }
+    }
+}
+
+fn disks<'a>(source: Source<'a>, value: Option<&'a Value<'a>>) -> Result<Vec<DiskConfig>> {
+    let at = value.map_or_else(|| source.end(), |v| v.span().start);
+    let list =
+        |v: &'a Value<'a>| v.get_ref().as_array().ok_or_else(|| source.wrong(at, "disk is not a list: write [[disk]]"));
+    let mut disks: Vec<DiskConfig> = Vec::new();
+    for value in value.map(list).transpose()?.into_iter().flat_map(|list| list.iter()) {
+        let table = source.table(value, "[[disk]]")?;
+        let disk = disk(&table)?;
+        if disks.iter().any(|d| d.name == disk.name) {
+            let why = format!("disk {} is named twice: give each disk once", disk.name);
+            return Err(source.wrong(table.place(), why));
+        }
+        disks.push(disk);
+    }
+    if disks.len() > DISKS_MAX {
+        return Err(source.wrong(at, format_args!("a machine has at most {DISKS_MAX} disks")));
+    }
+    if disks.iter().all(|d| d.exclude) {
+        return Err(source.wrong(at, "no disk to protect: add a section [[disk]] with name and path"));
+    }
+    Ok(disks)
+}
+
+fn disk(table: &Table<'_>) -> Result<DiskConfig> {
+    table.only(DISK_KEYS)?;
+    let name = table.parsed::<DiskName>("name", "add name = \"NAME\"")?;
+    let exclude = table.flag("exclude")?.unwrap_or(false);
+    let path = table.path("path")?;
+    if path.is_none() && !exclude {
+        table.required("path", "add path = \"/dev/...\", or exclude = true")?;
+    }
+    let source = table.source();
+    let mounts = table.get("mounts").map(|value| source.texts(value)).transpose()?.unwrap_or_default();
+    let mounts = mounts.into_iter().map(|(at, text)| source.absolute(at, &text)).collect::<Result<_>>()?;
+    Ok(DiskConfig { name, path, exclude, mounts })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! Holding applications and file systems still while the disks are read, and letting them go whatever happens.
+//!
+//! Whatever is frozen has a guard: a shell that waits for the end of a pipe, at most for the time that the configuration allows, and then
+//! thaws. The agent holds the other end. It closes it when it is done; the kernel closes it when the agent dies. Guards are started
+//! before anything is frozen.
+//!
+//! ```text
+//!   agent --- pipe ---> sh: timeout N cat; then: fsfreeze -u MOUNT, or the operator's command with LANDFALL_PHASE=thaw
+//! ```
+//! A guard that has thawed before the disks were read is an error: the cut would claim more than it holds.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use landfall_model::{Consistency, Error, ErrorKind, Result};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// Waits for the end of its input, for `$1` seconds at most, and runs the rest. A signal that ends the agent's group does not end it.
+const GUARD: &str =
+    r#"trap "" HUP INT TERM; timeout -s KILL "$1" cat >/dev/null; shift; trap - HUP INT TERM; exec "$@""#;
+/// A thaw that takes longer is reported, and goes on.
+const THAW_WAIT_MAX: Duration = Duration::from_secs(60);
+/// After it was killed, a command is waited for so long.
+const KILL_WAIT_MAX: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(5);
+
+/// What to hold still.
+#[derive(Clone, Debug)]
+pub(crate) struct Freeze {
+    /// The operator's command, run with `LANDFALL_PHASE=freeze` and `LANDFALL_PHASE=thaw`.
+    pub(crate) command: Option<String>,
+    /// File systems, by their mount points.
+    pub(crate) mounts: Vec<PathBuf>,
+    /// Whether every protected disk names its file systems.
+    pub(crate) all_mounts: bool,
+    /// Everything is thawed after so long, read or not.
+    pub(crate) longest: Duration,
+    /// `fsfreeze` of util-linux.
+    pub(crate) program: PathBuf,
+}
+
+impl Freeze {
+    /// What a cut guarantees that was made in this way.
+    pub(crate) fn consistency(&self) -> Consistency {
+        match (&self.command, self.all_mounts && !self.mounts.is_empty()) {
+            (Some(_), _) => Consistency::Application,
+            (None, true) => Consistency::Filesystem,
+            (None, false) => Consistency::Crash,
+        }
+    }
+
+    /// Freezes everything: the application first, then its file systems. `stop` ends a command that does not return.
+    ///
+    /// # Errors
+    /// `Usage` where something cannot be frozen, or the state directory lies on what would be; all is thawed again.
+    pub(crate) fn hold(&self, state: &Path, stop: &dyn Fn() -> bool) -> Result<Held> {
+        let mut held = Held { guards: Vec::new(), since: Instant::now(), longest: self.longest };
+        if let Some(command) = &self.command {
+            let shell: Vec<OsString> = ["/bin/sh".into(), "-c".into(), command.into()].into();
+            let action = Action { what: "the freeze command".to_owned(), freeze: shell.clone(), thaw: shell };
+            held.freeze(action, stop)?;
+        }
+        for mount in &self.mounts {
+            not_the_state(mount, state)?;
+            let run = |flag: &str| vec![self.program.clone().into(), flag.into(), mount.clone().into()];
+            let action =
+                Action { what: format!("the file system {}", mount.display()), freeze: run("-f"), thaw: run("-u") };
+            held.freeze(action, stop)?;
+        }
+        Ok(held)
+    }
+}
+
+/// An agent that freezes the file system that it writes to waits for itself.
+fn not_the_state(mount: &Path, state: &Path) -> Result<()> {
+    let device = |path: &Path| {
+        let meta = std::fs::metadata(path);
+        meta.map(|m| m.dev()).map_err(|e| {
+            Error::with_source(ErrorKind::Usage, format!("cannot look at {} to freeze it", path.display()), e)
+        })
+    };
+    if device(mount)? == device(state)? {
+        let (mount, state) = (mount.display(), state.display());
+        let why = format!(
+            "the state directory {state} lies on {mount}, which is to be frozen: move it to another file system"
+        );
+        return Err(Error::new(ErrorKind::Usage, why));
+    }
+    Ok(())
+}
+
+struct Action {
+    what: String,
+    freeze: Vec<OsString>,
+    thaw: Vec<OsString>,
+}
+
+fn failed(what: &str, phase: &str, why: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Usage, format!("{what}: {phase} failed: {why}; no point was taken"))
+}
+
+/// Its own process group: a signal for the agent's does not reach it, and what it has started is ended with it.
+fn command(words: &[OsString], phase: &str) -> Command {
+    let mut command = Command::new(words.first().map_or_else(|| OsString::from("false"), Clone::clone));
+    command.args(words.iter().skip(1)).env("LANDFALL_PHASE", phase).process_group(0);
+    // What it says goes to stderr: stdout is the program's.
+    command.stdin(Stdio::null()).stdout(io::stderr());
+    command
+}
+
+/// Waits for a process, but not longer than this, and not once it is to stop.
+fn wait(child: &mut Child, longest: Duration, stop: &dyn Fn() -> bool) -> io::Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if start.elapsed() >= longest || stop() {
+            return Ok(None);
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn kill(child: &mut Child) {
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    let _ = wait(child, KILL_WAIT_MAX, &|| false);
+}
+
+/// What is frozen, until it is thawed or dropped.
+pub(crate) struct Held {
+    guards: Vec<Guard>,
+    since: Instant,
+    longest: Duration,
+}
+
+impl Held {
+    fn freeze(&mut self, action: Action, stop: &dyn Fn() -> bool) -> Result<()> {
+        let Action { what, freeze, thaw } = action;
+        // From here on the thaw runs in any case: also a command that failed may have frozen something.
+        self.guards.push(Guard::start(&what, thaw, self.longest)?);
+        let mut child = command(&freeze, "freeze").spawn().map_err(|e| failed(&what, "freeze", e))?;
+        match wait(&mut child, self.longest, stop) {
+            Ok(Some(status)) if status.success() => Ok(()),
+            Ok(Some(status)) => Err(failed(&what, "freeze", status)),
+            Ok(None) => {
+                kill(&mut child);
+                Err(failed(
+                    &what,
+                    "freeze",
+                    format_args!("it did not return within {} s", self.since.elapsed().as_secs()),
+                ))
+            }
+            Err(error) => Err(failed(&what, "freeze", error)),
+        }
+    }
+
+    /// The disks were read: lets everything go, the last frozen first.
+    ///
+    /// # Errors
+    /// `Usage` where something was not frozen all the time, or cannot be thawed.
+    pub(crate) fn thaw(mut self) -> Result<()> {
+        let in_time = self.since.elapsed() < self.longest;
+        let mut outcome = Ok(());
+        while let Some(mut guard) = self.guards.pop() {
+            let kept = in_time && guard.is_holding();
+            let thawed = guard.release();
+            let longest = self.longest.as_secs();
+            let early = || {
+                failed(
+                    &guard.what,
+                    "freeze",
+                    format_args!("it was thawed before all was read (freeze_max: {longest} s)"),
+                )
+            };
+            outcome = outcome.and(if kept { thawed } else { Err(early()) });
+        }
+        outcome
+    }
+}
+
+/// Thaws one thing.
+struct Guard {
+    what: String,
+    child: Child,
+    thaw: Vec<OsString>,
+    released: bool,
+}
+
+impl Guard {
+    fn start(what: &str, thaw: Vec<OsString>, longest: Duration) -> Result<Self> {
+        let seconds = format!("{}", longest.as_secs_f64());
+        let mut words: Vec<OsString> = ["/bin/sh", "-c", GUARD, "landfall-thaw", &seconds].map(OsString::from).into();
+        words.extend(thaw.iter().cloned());
+        let child = command(&words, "thaw").stdin(Stdio::piped()).spawn().map_err(|e| failed(what, "freeze", e))?;
+        Ok(Self { what: what.to_owned(), child, thaw, released: false })
+    }
+
+    fn is_holding(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn release(&mut self) -> Result<()> {
+        self.released = true;
+        drop(self.child.stdin.take());
+        let status = wait(&mut self.child, THAW_WAIT_MAX, &|| false).map_err(|e| failed(&self.what, "thaw", e))?;
+        match status {
+            Some(status) if status.success() => Ok(()),
+            // Somebody killed the guard: nobody else thaws.
+            Some(status) if status.signal().is_some() => self.thaw_directly(),
+            Some(status) => Err(failed(&self.what, "thaw", status)),
+            None => Err(failed(&self.what, "thaw", "it does not return")),
+        }
+    }
+
+    fn thaw_directly(&self) -> Result<()> {
+        let mut child = command(&self.thaw, "thaw").spawn().map_err(|e| failed(&self.what, "thaw", e))?;
+        match wait(&mut child, THAW_WAIT_MAX, &|| false) {
+            Ok(Some(status)) if status.success() => Ok(()),
+            Ok(Some(status)) => Err(failed(&self.what, "thaw", status)),
+            Ok(None) => Err(failed(&self.what, "thaw", "it does not return")),
+            Err(error) => Err(failed(&self.what, "thaw", error)),
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.released {
+            return;
+        }
+        if let Err(error) = self.release() {
+            tracing::error!(%error, "something may still be frozen");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! The `image` source: files and block devices, read from end to end at one moment of the caller's choosing.
+//!
+//! Reads are of 1 MiB and in order; what the file system knows to be a hole is not read. Buffers go round between the thread that reads
+//! and the one that compares, so that there are never more than [`BUFFERS`].
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use landfall_disk::RawReader;
+use landfall_model::num::to_usize;
+use landfall_model::{DiskName, Error, ErrorKind, Extent, Result};
+use landfall_wire::{DATA_BYTES_MAX, DiskShape};
+
+use crate::fingerprints::{BATCH_BLOCKS, BLOCK_BYTES};
+
+/// Buffers of one read each: one is being filled, one compared, the others wait.
+pub(crate) const BUFFERS: usize = 4;
+/// Bytes of one read, and of one message.
+pub(crate) const READ_BYTES: u64 = DATA_BYTES_MAX as u64;
+/// The file system is asked for the data in so much of a disk at once; a run of zeroes is not longer.
+pub(crate) const WINDOW_BYTES: u64 = BATCH_BLOCKS as u64 * BLOCK_BYTES;
+const _: () = assert!(READ_BYTES.is_multiple_of(BLOCK_BYTES) && WINDOW_BYTES.is_multiple_of(READ_BYTES));
+
+/// A disk as the operator names it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskConfig {
+    /// Its name in the machine.
+    pub name: DiskName,
+    /// The file or device; an excluded disk may have none.
+    pub path: Option<PathBuf>,
+    /// Known, but not protected.
+    pub exclude: bool,
+    /// Mount points of the file systems on it, which are frozen while it is read.
+    pub mounts: Vec<PathBuf>,
+}
+
+/// A disk that was opened.
+pub(crate) struct OpenDisk {
+    pub(crate) shape: DiskShape,
+    /// None where it is excluded.
+    pub(crate) reader: Option<RawReader>,
+}
+
+/// Opens the disks of a machine; which of them are sent whole is said elsewhere. An excluded disk that cannot be opened is left out: nothing is known of it.
+///
+/// # Errors
+/// `Usage` where a disk has no bytes, `NotFound` where a path leads nowhere.
+pub(crate) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<OpenDisk>> {
+    let mut open = Vec::with_capacity(disks.len());
+    for (number, disk) in disks.iter().enumerate() {
+        let reader = match &disk.path {
+            None if disk.exclude => continue,
+            None => return Err(Error::new(ErrorKind::Usage, format!("disk {}: it has no path", disk.name))),
+            Some(path) => RawReader::open(path).map_err(|e| Error::from(e).context(format!("disk {}", disk.name))),
+        };
+        let reader = match reader {
+            Ok(reader) if reader.size() > 0 => reader,
+            Ok(_) | Err(_) if disk.exclude => continue,
+            // No disk has no bytes: a device whose medium is out, a file cut off. A point of it would hide the loss.
+            Ok(_) => {
+                let path = disk.path.as_deref().unwrap_or("?".as_ref()).display();
+                let why = format!("{path}: it has no bytes (medium gone, file cut off?); no point was taken");
+                return Err(Error::new(ErrorKind::Usage, why).context(format!("disk {}", disk.name)));
+            }
+            Err(error) => return Err(error),
+        };
+        let shape = DiskShape {
+            name: disk.name.clone(),
+            size: reader.size(),
+            sector_size: reader.sector_size(),
+            boot: number == 0,
+            excluded: disk.exclude,
+            whole: false,
+            source: "image".to_owned(),
+            identity: reader.identity(),
+        };
+        open.push(OpenDisk { shape, reader: (!disk.exclude).then_some(reader) });
+    }
+    Ok(open)
+}
+
+/// A piece of a disk. Pieces of a disk ascend and cover it; all begin at a block, and end at one or at the end of the disk.
+pub(crate) enum Piece {
+    /// Bytes that were read, at most [`READ_BYTES`].
+    Data {
+        /// Number of the disk.
+        disk: usize,
+        /// First byte.
+        start: u64,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// A hole, at most [`WINDOW_BYTES`].
+    Zero {
+        /// Number of the disk.
+        disk: usize,
+        /// Its range.
+        extent: Extent,
+    },
+}
+
+/// The one who compares has gone.
+pub(crate) fn stopped() -> Error {
+    Error::new(ErrorKind::Unavailable, "the cycle was stopped before all was read")
+}
+
+/// Gives pieces away, and gets the buffers back.
+pub(crate) struct Pieces {
+    pub(crate) pieces: SyncSender<Piece>,
+    pub(crate) buffers: Receiver<Vec<u8>>,
+}
+
+impl Pieces {
+    /// Reads all disks from end to end.
+    ///
+    /// # Errors
+    /// `Unavailable` where a disk shrinks or cannot be read, or nobody wants the pieces any more.
+    pub(crate) fn read_all(&self, disks: &[OpenDisk], stop: &dyn Fn() -> bool) -> Result<()> {
+        let protected = || disks.iter().enumerate().filter_map(|(n, d)| d.reader.as_ref().map(|r| (n, &d.shape, r)));
+        for (number, shape, reader) in protected() {
+            self.read(number, reader, stop).map_err(|e| e.context(format!("disk {}", shape.name)))?;
+        }
+        for (_, shape, reader) in protected() {
+            reader.check_not_shrunk().map_err(|e| Error::from(e).context(format!("disk {}", shape.name)))?;
+        }
+        Ok(())
+    }
+
+    fn give(&self, piece: Piece) -> Result<()> {
+        self.pieces.send(piece).map_err(|_| stopped())
+    }
+
+    fn read(&self, disk: usize, reader: &RawReader, stop: &dyn Fn() -> bool) -> Result<()> {
+        let mut at = 0;
+        while at < reader.size() {
+            let end = (at + WINDOW_BYTES).min(reader.size());
+            for data in whole_blocks(&reader.data_extents(Extent::between(at, end))?, end) {
+                self.hole(disk, Extent::between(at, data.start))?;
+                at = data.start;
+                while at < data.end() {
+                    if stop() {
+                        return Err(stopped());
+                    }
+                    let part = (at - at % READ_BYTES + READ_BYTES).min(data.end());
+                    let mut bytes = self.buffers.recv().map_err(|_| stopped())?;
+                    bytes.resize(to_usize(part - at), 0);
+                    reader.read_exact_at(&mut bytes, at)?;
+                    self.give(Piece::Data { disk, start: at, bytes })?;
+                    at = part;
+                }
+            }
+            self.hole(disk, Extent::between(at, end))?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn hole(&self, disk: usize, extent: Extent) -> Result<()> {
+        if extent.len > 0 { self.give(Piece::Zero { disk, extent }) } else { Ok(()) }
+    }
+}
+
+/// The blocks that extents touch, as maximal runs that do not reach over the end.
+fn whole_blocks(extents: &[Extent], end: u64) -> Vec<Extent> {
+    let mut runs: Vec<Extent> = Vec::new();
+    for extent in extents {
+        let first = extent.start - extent.start % BLOCK_BYTES;
+        let last = extent.end().next_multiple_of(BLOCK_BYTES).min(end);
+        match runs.last_mut() {
+            Some(run) if run.end() >= first => run.len = last - run.start,
+            _ => runs.push(Extent::between(first, last)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+    use std::sync::mpsc::{channel, sync_channel};
+
+    fn config(name: &str, path: Option<PathBuf>, exclude: bool) -> DiskConfig {
+        DiskConfig { name: name.parse().expect("a name"), path, exclude, mounts: Vec::new() }
+    }
+
+    #[test]
+    fn pieces_cover_the_disk_in_order_and_holes_are_not_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("disk");
+        let file = std::fs::File::create_new(&path).expect("a file");
+        let size = WINDOW_BYTES + 3 * READ_BYTES + 777;
+        file.set_len(size).expect("a size");
+        for at in [5, READ_BYTES - 10, WINDOW_BYTES - 1, size - 3] {
+            file.write_all_at(b"abc", at).expect("written");
+        }
+        let disks = open_disks(&[config("a", Some(path), false)]).expect("opened");
+        let ((pieces, got), (back, buffers)) = (sync_channel(64), channel());
+        (0..64).for_each(|_| back.send(Vec::new()).expect("a buffer"));
+        Pieces { pieces, buffers }.read_all(&disks, &|| false).expect("read");
+        let (mut at, mut read) = (0, 0);
+        for piece in got {
+            let (start, len) = match &piece {
+                Piece::Data { start, bytes, .. } => (*start, bytes.len() as u64),
+                Piece::Zero { extent, .. } => (extent.start, extent.len),
+            };
+            assert_eq!(start, at);
+            assert_eq!(start % BLOCK_BYTES, 0);
+            at += len;
+            if let Piece::Data { bytes, .. } = piece {
+                assert!(len <= READ_BYTES);
+                let mut wanted = vec![0; bytes.len()];
+                file.read_exact_at(&mut wanted, start).expect("read");
+                assert!(bytes == wanted);
+                read += len;
+            }
+        }
+        assert_eq!(at, size);
+        assert!(read <= 8 * BLOCK_BYTES, "{read} bytes were read");
+    }
+
+    #[test]
+    fn a_disk_of_no_bytes_is_refused_unless_it_is_excluded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("disk");
+        std::fs::write(&path, b"").expect("a file");
+        let error = open_disks(&[config("a", Some(path.clone()), false)]).err().expect("refused");
+        assert!(error.to_string().contains("has no bytes"), "{error}");
+        assert_eq!(open_disks(&[config("a", Some(path), true)]).expect("left out").len(), 0);
+        let error = open_disks(&[config("a", Some("/nowhere/at/all".into()), false)]).err().expect("refused");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn runs_of_whole_blocks_are_maximal() {
+        let block = BLOCK_BYTES;
+        let extents = [(1, 2), (10, block), (3 * block, 3 * block + 1), (4 * block + 5, 4 * block + 9)];
+        let extents: Vec<_> = extents.map(|(start, end)| Extent::between(start, end)).into();
+        let runs = whole_blocks(&extents, 4 * block + 100);
+        assert_eq!(runs, [Extent::between(0, block), Extent::between(3 * block, 4 * block + 100)]);
+    }
+}

@@ -1,0 +1,300 @@
+//! One cycle over a link: from the plan to the gateway's `spooled`.
+//!
+//! ```text
+//!   plan -> cut (its own threads) -> Begin, runs -> journal durable -> End -> ... Spooled -> fingerprints
+//! ```
+//! # Cancellation
+//! Where the future is dropped, or the agent is asked to stop, the cut ends and what is frozen is thawed. Whatever fails, the state says
+//! what is true: a cycle whose end may have been sent is pending until a gateway says what it has.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use landfall_model::{CycleId, Error, ErrorKind, Seq, Timeline, Timestamp};
+use landfall_wire::{End, FromAgent, FromGateway, TEXT_BYTES_MAX, kind_of_code};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
+
+use crate::cancel::Cancel;
+use crate::compare::{Cut, CutDone, MESSAGES, Stop};
+use crate::durable;
+use crate::freeze::Freeze;
+use crate::history::Plan;
+use crate::image::DiskConfig;
+use crate::link::{Link, Receive, now};
+use crate::state::StateDir;
+
+/// How long a gateway that does not read is given to take that a cycle is aborted.
+const ABORT_WAIT: Duration = Duration::from_secs(1);
+/// After the link has ended: how long its last word is waited for.
+const LAST_WORD_WAIT: Duration = Duration::from_secs(1);
+
+/// Why a cycle, or a link, ended.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The link: connect again.
+    Link(Error),
+    /// This host: its disks, its state, what is to be frozen.
+    Local(Error),
+    /// The gateway, and trying again as it is does not help.
+    Refused(Error),
+    /// The gateway wants everything.
+    Resync(String),
+    /// The agent is asked to stop.
+    Cancelled,
+}
+
+/// What happened, for those who watch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Event {
+    /// Everything was held still.
+    Cut { cycle: CycleId, time: Timestamp },
+    /// The cycle is durable on the gateway.
+    Spooled(Shipped),
+    /// A cycle is a recovery point.
+    Committed {
+        cycle: CycleId,
+        /// Where it is still known.
+        time: Option<Timestamp>,
+        timeline: Timeline,
+        seq: Seq,
+    },
+}
+
+/// A cycle that was spooled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Shipped {
+    pub(crate) cycle: CycleId,
+    /// The moment of the cut.
+    pub(crate) time: Timestamp,
+    /// Whether it was relative to nothing.
+    pub(crate) full: bool,
+    /// Bytes read from the disks.
+    pub(crate) read_bytes: u64,
+    /// Bytes of the disks that were sent.
+    pub(crate) sent_bytes: u64,
+    pub(crate) elapsed: Duration,
+}
+
+/// The state directory, as tasks and threads share it.
+#[derive(Clone)]
+pub(crate) struct Shared(Arc<Mutex<StateDir>>);
+
+impl Shared {
+    pub(crate) fn new(state: StateDir) -> Self {
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, StateDir> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the state where waiting for the disk holds up nobody. Goes on where the future is dropped.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut StateDir) -> landfall_model::Result<T> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let shared = self.clone();
+        let done = spawn_blocking(move || work(&mut shared.lock())).await;
+        done.map_err(died).flatten().map_err(Fault::Local)
+    }
+}
+
+fn died(error: JoinError) -> Error {
+    Error::with_source(ErrorKind::Bug, "a task of the agent died", error)
+}
+
+fn ended() -> Fault {
+    Fault::Link(Error::new(ErrorKind::Unavailable, "the gateway has ended the link"))
+}
+
+/// Ends a cut when the cycle ends, in whatever way.
+struct StopOnDrop(Stop);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Ships the disks of a machine.
+pub(crate) struct Shipper {
+    pub(crate) state: Shared,
+    pub(crate) state_root: PathBuf,
+    pub(crate) disks: Vec<DiskConfig>,
+    pub(crate) freeze: Freeze,
+    pub(crate) cancel: Cancel,
+    pub(crate) events: Box<dyn FnMut(Event) + Send>,
+}
+
+impl Shipper {
+    /// Ships one cycle to a gateway whose newest cycle is `newest`.
+    ///
+    /// # Errors
+    /// Where it is not known to be spooled. The next call, on a new link, does what is right then.
+    pub(crate) async fn ship<R: Receive>(
+        &mut self,
+        link: &mut Link<R>,
+        newest: Option<CycleId>,
+    ) -> Result<Shipped, Fault> {
+        let plan = self.state.run(move |state| state.plan(newest)).await?;
+        if let Plan::Full { reason } = &plan {
+            tracing::info!(reason, "everything is sent");
+        }
+        let reason = match self.cycle(link, plan).await {
+            Err(Fault::Resync(reason)) => reason,
+            other => return other,
+        };
+        tracing::warn!(reason, "the gateway asks for everything");
+        match self.cycle(link, Plan::Full { reason }).await {
+            Err(Fault::Resync(reason)) => {
+                let why = format!("the gateway does not take everything either: {reason}");
+                Err(Fault::Refused(Error::new(ErrorKind::Conflict, why)))
+            }
+            other => other,
+        }
+    }
+
+    async fn cycle<R: Receive>(&mut self, link: &mut Link<R>, plan: Plan) -> Result<Shipped, Fault> {
+        let start = Instant::now();
+        let full = matches!(plan, Plan::Full { .. });
+        let cycle = CycleId::from_bytes(durable::random().map_err(Fault::Local)?);
+        let stop = StopOnDrop(Stop::default());
+        let cut = Cut {
+            cycle,
+            plan,
+            disks: self.disks.clone(),
+            freeze: self.freeze.clone(),
+            base: self.state.run(|state| Ok(state.base())).await?,
+            state_root: self.state_root.clone(),
+            stop: stop.0.clone(),
+        };
+        let (out, mut runs) = mpsc::channel(MESSAGES);
+        let state = self.state.clone();
+        let cutting =
+            spawn_blocking(move || cut.make(|| state.lock().cut_time(now()), |head| state.lock().begin(head), out));
+        let mut begun = None;
+        let pumped = self.pump(link, &mut runs, &mut begun).await;
+        // Ends the cut if it has not ended; waited for in any case: everything is thawed then.
+        drop((stop, runs));
+        let cut = cutting.await.map_err(died).flatten();
+        let (done, time) = match (pumped, cut, begun) {
+            (Ok(()), Ok(done), Some(time)) => (done, time),
+            (Err(fault), _, begun) => return Err(abort(link, begun.is_some(), fault).await),
+            (Ok(()), Err(error), begun) => return Err(abort(link, begun.is_some(), Fault::Local(error)).await),
+            (Ok(()), Ok(_), None) => return Err(Fault::Local(Error::new(ErrorKind::Bug, "a cut without a beginning"))),
+        };
+        let CutDone { journal, digest, read_bytes, sent_bytes } = done;
+        if let Err(fault) = self.state.run(move |state| state.seal(cycle, journal)).await {
+            return Err(abort(link, true, fault).await);
+        }
+        if let Err(fault) = self.deliver(link, FromAgent::End(End { cycle, digest })).await {
+            return Err(abort(link, true, fault).await);
+        }
+        let mut shipped = Shipped { cycle, time, full, read_bytes, sent_bytes, elapsed: start.elapsed() };
+        loop {
+            let incoming = tokio::select! {
+                incoming = link.from.next() => incoming,
+                () = self.cancel.cancelled() => return Err(Fault::Cancelled),
+            };
+            shipped.elapsed = start.elapsed();
+            if self.hear(incoming, Some(shipped)).await? {
+                return Ok(shipped);
+            }
+        }
+    }
+
+    /// Sends what the cut gives, until it ends.
+    async fn pump<R: Receive>(
+        &mut self,
+        link: &mut Link<R>,
+        runs: &mut mpsc::Receiver<FromAgent>,
+        begun: &mut Option<Timestamp>,
+    ) -> Result<(), Fault> {
+        loop {
+            let message = tokio::select! {
+                message = runs.recv() => message,
+                incoming = link.from.next() => {
+                    self.hear(incoming, None).await?;
+                    continue;
+                }
+                () = self.cancel.cancelled() => return Err(Fault::Cancelled),
+            };
+            let Some(message) = message else { return Ok(()) };
+            if let FromAgent::Begin(begin) = &message {
+                *begun = Some(begin.time);
+                (self.events)(Event::Cut { cycle: begin.cycle, time: begin.time });
+            }
+            self.deliver(link, message).await?;
+        }
+    }
+
+    /// Gives a message to the link, and hears what the gateway says meanwhile.
+    async fn deliver<R: Receive>(&mut self, link: &mut Link<R>, message: FromAgent) -> Result<(), Fault> {
+        loop {
+            tokio::select! {
+                permit = link.to.reserve() => {
+                    let Ok(permit) = permit else { break };
+                    permit.send(message);
+                    return Ok(());
+                }
+                incoming = link.from.next() => {
+                    self.hear(incoming, None).await?;
+                }
+                () = self.cancel.cancelled() => return Err(Fault::Cancelled),
+            }
+        }
+        // What the gateway said last tells why.
+        while let Ok(incoming) = timeout(LAST_WORD_WAIT, link.from.next()).await {
+            self.hear(incoming, None).await?;
+        }
+        Err(ended())
+    }
+
+    /// Does what a message of the gateway asks for; `true` where it says that the awaited cycle is spooled.
+    pub(crate) async fn hear(
+        &mut self,
+        incoming: landfall_model::Result<Option<FromGateway>>,
+        awaited: Option<Shipped>,
+    ) -> Result<bool, Fault> {
+        match incoming.map_err(Fault::Link)?.ok_or_else(ended)? {
+            FromGateway::Spooled(cycle) => self.spooled(awaited.filter(|a| a.cycle == cycle)).await,
+            FromGateway::Committed(cycle, timeline, seq) => {
+                // What is committed is durable, whether that was said before or not.
+                let spooled = self.spooled(awaited.filter(|a| a.cycle == cycle)).await?;
+                let time = self.state.run(move |state| state.committed(cycle)).await?;
+                (self.events)(Event::Committed { cycle, time, timeline, seq });
+                Ok(spooled)
+            }
+            FromGateway::Resync(reason) => Err(Fault::Resync(reason)),
+            FromGateway::Refuse(code, reason) => Err(Fault::Refused(Error::new(kind_of_code(code), reason))),
+            FromGateway::Alive => Ok(false),
+            FromGateway::Welcome(_) => Err(Fault::Link(Error::corrupt("the gateway says welcome twice"))),
+        }
+    }
+
+    async fn spooled(&mut self, shipped: Option<Shipped>) -> Result<bool, Fault> {
+        let Some(shipped) = shipped else { return Ok(false) };
+        self.state.run(move |state| state.spooled(shipped.cycle)).await?;
+        (self.events)(Event::Spooled(shipped));
+        Ok(true)
+    }
+}
+
+/// Tells the gateway that the cycle it has begun to take will not be completed. Where it cannot be told, the link is of no use.
+async fn abort<R>(link: &Link<R>, begun: bool, fault: Fault) -> Fault {
+    let mut why = match &fault {
+        Fault::Link(_) | Fault::Refused(_) => return fault,
+        _ if !begun => return fault,
+        Fault::Local(error) => error.to_string(),
+        Fault::Resync(_) => "everything will be sent".to_owned(),
+        Fault::Cancelled => "the agent stops".to_owned(),
+    };
+    why.truncate(why.floor_char_boundary(TEXT_BYTES_MAX));
+    match (timeout(ABORT_WAIT, link.to.send(FromAgent::Abort(why))).await, fault) {
+        (Ok(Ok(())), fault) | (_, fault @ (Fault::Cancelled | Fault::Local(_))) => fault,
+        _ => ended(),
+    }
+}

@@ -1,0 +1,170 @@
+//! `status.json`: what an agent did last, for those who watch it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use landfall_model::{CycleId, Error, ErrorKind, MachineName, Result, Seq, Timeline, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::durable::{self, failed};
+use crate::link::now;
+use crate::ship::Event;
+
+const FILE: &str = "status.json";
+
+/// A cut of the disks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CutStatus {
+    /// Its name.
+    pub cycle: CycleId,
+    /// Its moment.
+    pub time: Timestamp,
+}
+
+/// A recovery point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CommittedStatus {
+    /// The cut that it is of.
+    pub cycle: CycleId,
+    /// The moment of the cut, where the agent still knew it.
+    pub time: Option<Timestamp>,
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// Its number.
+    pub seq: Seq,
+}
+
+/// What went wrong last.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ErrorStatus {
+    /// When it was met.
+    pub time: Timestamp,
+    /// The exit code of its kind.
+    pub code: u8,
+    /// What it is.
+    pub text: String,
+}
+
+/// What an agent did last.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The machine.
+    pub machine: MachineName,
+    /// When this was written.
+    pub updated: Timestamp,
+    /// The gateway that the agent is connected to.
+    pub gateway: Option<String>,
+    /// The newest cut, complete or not.
+    pub last_cut: Option<CutStatus>,
+    /// The newest cut that is durable on a gateway.
+    pub last_spooled: Option<CutStatus>,
+    /// The newest cut that is a recovery point, as far as a gateway has said so.
+    pub last_committed: Option<CommittedStatus>,
+    /// Bytes that the newest spooled cut has sent.
+    pub sent_bytes: u64,
+    /// Bytes that it has read.
+    pub read_bytes: u64,
+    /// From its beginning until it was spooled.
+    pub elapsed_ms: u64,
+    /// Whether it sent everything.
+    pub full: bool,
+    /// What went wrong, until a cycle is spooled again.
+    pub error: Option<ErrorStatus>,
+}
+
+impl Status {
+    fn new(machine: MachineName) -> Self {
+        Self {
+            machine,
+            updated: now(),
+            gateway: None,
+            last_cut: None,
+            last_spooled: None,
+            last_committed: None,
+            sent_bytes: 0,
+            read_bytes: 0,
+            elapsed_ms: 0,
+            full: false,
+            error: None,
+        }
+    }
+
+    /// What the agent with this state directory wrote last; `None` where none has run.
+    ///
+    /// # Errors
+    /// `Corrupt` where the file is damaged, `Usage` where it may not be read.
+    pub fn read(state_dir: &Path) -> Result<Option<Self>> {
+        let path = state_dir.join(FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("read", &path, error)),
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| Error::with_source(ErrorKind::Corrupt, format!("{} is damaged", path.display()), e))
+    }
+
+    fn event(&mut self, event: &Event) {
+        match *event {
+            Event::Cut { cycle, time } => self.last_cut = Some(CutStatus { cycle, time }),
+            Event::Spooled(shipped) => {
+                self.last_spooled = Some(CutStatus { cycle: shipped.cycle, time: shipped.time });
+                (self.sent_bytes, self.read_bytes) = (shipped.sent_bytes, shipped.read_bytes);
+                self.elapsed_ms = u64::try_from(shipped.elapsed.as_millis()).unwrap_or(u64::MAX);
+                self.full = shipped.full;
+                self.error = None;
+            }
+            Event::Committed { cycle, time, timeline, seq } => {
+                self.last_committed = Some(CommittedStatus { cycle, time, timeline, seq });
+            }
+        }
+    }
+}
+
+/// Keeps the file.
+pub(crate) struct StatusFile {
+    path: PathBuf,
+    status: Status,
+}
+
+impl StatusFile {
+    /// Goes on from what was written before, if that was for this machine.
+    pub(crate) fn open(state_dir: &Path, machine: &MachineName) -> Self {
+        let before = Status::read(state_dir).ok().flatten().filter(|s| s.machine == *machine);
+        let status = before.unwrap_or_else(|| Status::new(machine.clone()));
+        let mut file = Self { path: state_dir.join(FILE), status };
+        file.connected(None);
+        file
+    }
+
+    fn write(&mut self) {
+        self.status.updated = now();
+        let bytes = serde_json::to_vec_pretty(&self.status).map_err(|e| Error::new(ErrorKind::Bug, e.to_string()));
+        // The agent does its work whether anybody can watch it or not.
+        if let Err(error) = bytes.and_then(|bytes| durable::swap(&self.path, &bytes)) {
+            tracing::warn!(%error, "the status was not written");
+        }
+    }
+
+    /// Something happened.
+    pub(crate) fn event(&mut self, event: &Event) {
+        self.status.event(event);
+        self.write();
+    }
+
+    /// The link was opened, or has ended.
+    pub(crate) fn connected(&mut self, gateway: Option<&str>) {
+        self.status.gateway = gateway.map(str::to_owned);
+        self.write();
+    }
+
+    /// Something went wrong.
+    pub(crate) fn failed(&mut self, error: &Error) {
+        let text = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+        let text = text.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        self.status.error = Some(ErrorStatus { time: now(), code: error.kind().exit_code(), text });
+        self.write();
+    }
+}

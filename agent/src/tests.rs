@@ -1,0 +1,7 @@
+//! Whole cycles: real files as disks, a gateway in memory that keeps what it is sent.
+
+mod cycles;
+mod gateway;
+mod histories;
+mod looping;
+mod machine;

@@ -1,0 +1,105 @@
+//! `landfall agent enroll | run | status | check-config`.
+
+use std::io::BufRead;
+use std::path::PathBuf;
+
+use landfall_agent::{AgentConfig, Cancel, Status, run as run_agent, run_once};
+use landfall_model::{Error, ErrorKind, Result};
+use landfall_wire::client;
+use landfall_wire::pki::Token;
+use serde_json::json;
+
+use crate::args::{AgentFile, Common};
+use crate::{interrupt, output};
+
+/// Where an agent keeps its certificate.
+fn identity(config: &AgentConfig) -> PathBuf {
+    config.state_dir.join("identity")
+}
+
+/// Gets a certificate with a token.
+pub(crate) async fn enroll(common: &Common, file: &AgentFile, gateway: &str, token: &str) -> Result<()> {
+    let config = AgentConfig::read(&file.config)?;
+    let mut line = String::new();
+    let token = if token == "-" {
+        let read = std::io::stdin().lock().read_line(&mut line);
+        read.map_err(|e| Error::with_source(ErrorKind::Usage, "cannot read the token from stdin", e))?;
+        line.trim()
+    } else {
+        token
+    };
+    let token: Token = token.parse()?;
+    let identity_dir = identity(&config);
+    let enrolled = client::enroll(gateway, &token, &config.machine).await?;
+    std::fs::create_dir_all(&identity_dir).map_err(|e| {
+        Error::with_source(
+            ErrorKind::Usage,
+            format!("cannot make {}: run as the agent's user", identity_dir.display()),
+            e,
+        )
+    })?;
+    enrolled.store(&identity_dir)?;
+    let value = json!({ "machine": config.machine, "gateway": gateway, "expires": enrolled.expires(), "identity": identity_dir });
+    output::document(common.json, &value, || {
+        format!(
+            "{} is enrolled; its certificate is valid until {} and renews itself.\nNext: landfall agent run --config {}\n",
+            config.machine,
+            enrolled.expires(),
+            file.config.display()
+        )
+    })
+}
+
+/// Ships until the first signal.
+pub(crate) async fn run(file: &AgentFile, once: bool) -> Result<()> {
+    let config = AgentConfig::read(&file.config)?;
+    let cancel = Cancel::default();
+    let asked = cancel.clone();
+    let signals = tokio::spawn(async move {
+        interrupt::first().await;
+        asked.cancel();
+    });
+    let outcome = if once {
+        run_once(&config, &identity(&config), &cancel).await
+    } else {
+        run_agent(&config, &identity(&config), &cancel).await
+    };
+    signals.abort();
+    outcome.map_err(|e| e.context(format!("agent of {}", config.machine)))
+}
+
+/// Shows what the agent did last.
+pub(crate) fn status(common: &Common, file: &AgentFile) -> Result<()> {
+    let config = AgentConfig::read(&file.config)?;
+    let status = Status::read(&config.state_dir)?.ok_or_else(|| {
+        let why = format!("no agent has run with {}: start `landfall agent run`", file.config.display());
+        Error::new(ErrorKind::NotFound, why)
+    })?;
+    let value = serde_json::to_value(&status)
+        .map_err(|e| Error::with_source(ErrorKind::Bug, "the status cannot be written", e))?;
+    output::document(common.json, &value, || {
+        let moment = |m: Option<landfall_model::Timestamp>| m.map_or_else(|| "never".to_owned(), |m| m.to_string());
+        let committed = status.last_committed.as_ref();
+        format!(
+            "Machine         {}\nGateway         {}\nLast cut        {}\nOn the gateway  {}\nIn the vault    {}\nError           {}\n",
+            status.machine,
+            status.gateway.as_deref().unwrap_or("none"),
+            moment(status.last_cut.map(|c| c.time)),
+            moment(status.last_spooled.map(|c| c.time)),
+            committed.map_or_else(|| "never".to_owned(), |c| format!("{} (point {})", moment(c.time), c.seq)),
+            status.error.as_ref().map_or("none", |e| e.text.as_str()),
+        )
+    })
+}
+
+/// Reads a configuration.
+pub(crate) fn check_config(common: &Common, file: &AgentFile) -> Result<()> {
+    let config = AgentConfig::read(&file.config)?;
+    let disks: Vec<_> =
+        config.disks.iter().map(|d| json!({ "name": d.name, "path": d.path, "exclude": d.exclude })).collect();
+    let value = json!({
+        "config": file.config, "machine": config.machine, "gateways": config.gateways, "state_dir": config.state_dir,
+        "interval_ms": u64::try_from(config.interval.as_millis()).unwrap_or(u64::MAX), "disks": disks,
+    });
+    output::document(common.json, &value, || format!("{} is right.\n", file.config.display()))
+}

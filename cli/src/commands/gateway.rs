@@ -1,0 +1,99 @@
+//! `landfall gateway run | token | revoke | check-config`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use landfall_gateway::{Gateway, GatewayConfig, Options, Registry, State};
+use landfall_keys::SiteKey;
+use landfall_model::{Error, ErrorKind, Result};
+use landfall_vault::{Store, Vault};
+use landfall_wire::pki::{Authority, Token};
+use landfall_wire::server::Limits;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::args::{Common, GatewayFile, Machine};
+use crate::{interrupt, output};
+
+fn site_key(config: &GatewayConfig) -> Result<SiteKey> {
+    SiteKey::read(&config.site_key)
+        .map_err(|e| Error::from(e).context(format!("site key {}", config.site_key.display())))
+}
+
+/// What commands beside a running gateway share with it.
+fn beside(file: &GatewayFile) -> Result<(Registry, SiteKey)> {
+    let config = GatewayConfig::read(&file.config)?;
+    let site = site_key(&config)?;
+    let state = State::open(&config.state_dir, site.vault_id())?;
+    Ok((Registry::open(state.agents_path())?, site))
+}
+
+/// Serves until the first signal.
+pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
+    let config = GatewayConfig::read(&file.config)?;
+    let vault = Vault::open_with_site_key(Store::open(&config.vault)?, site_key(&config)?).await?;
+    let state = State::open(&config.state_dir, vault.config().vault_id)?;
+    let options = Options {
+        domain: config.domain.clone(),
+        spool_bytes: config.spool_bytes,
+        rate: config.rate,
+        names: config.names.clone(),
+    };
+    let (listener, address) = listen(&config.listen, "listen", file).await?;
+    let (metrics, metrics_at) = match &config.metrics {
+        Some(at) => {
+            let (listener, address) = listen(at, "metrics", file).await?;
+            (Some(listener), Some(address))
+        }
+        None => (None, None),
+    };
+    let gateway = Arc::new(Gateway::open(vault, state, &options).await?);
+    let value = json!({ "listening": address, "metrics": metrics_at, "vault": config.vault });
+    output::document(common.json, &value, || format!("Listening at {address} for agents; vault {}.\n", config.vault))?;
+    gateway.run(listener, metrics, &options, Limits::default(), interrupt::first()).await
+}
+
+async fn listen(at: &str, key: &str, file: &GatewayFile) -> Result<(TcpListener, String)> {
+    let failed = |e| {
+        let why = format!("cannot listen at {at}: change {key} in {}", file.config.display());
+        Error::with_source(ErrorKind::Usage, why, e)
+    };
+    let listener = TcpListener::bind(at).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?.to_string();
+    Ok((listener, address))
+}
+
+/// Makes a token.
+pub(crate) fn token(common: &Common, file: &GatewayFile, machine: &Machine, valid: Duration) -> Result<()> {
+    let (registry, site) = beside(file)?;
+    let authority = Authority::from_seed(site.agent_authority_seed().as_bytes())?;
+    let token = Token::new(authority.pin())?;
+    let expires = registry.add_token(&token, &machine.machine, valid)?;
+    let text = token.to_string();
+    let value = json!({ "machine": machine.machine, "token": text, "expires": expires });
+    output::document(common.json, &value, || {
+        format!(
+            "{text}\n\nFor machine {}, once, until {expires}. On that machine:\n  landfall agent enroll --gateway HOST:PORT --token -\n",
+            machine.machine
+        )
+    })
+}
+
+/// Revokes a machine's certificates.
+pub(crate) fn revoke(common: &Common, file: &GatewayFile, machine: &Machine) -> Result<()> {
+    let count = beside(file)?.0.revoke(&machine.machine)?;
+    let value = json!({ "machine": machine.machine, "revoked": count });
+    output::document(common.json, &value, || format!("{count} certificates of {} are revoked.\n", machine.machine))
+}
+
+/// Reads a configuration.
+pub(crate) fn check_config(common: &Common, file: &GatewayFile) -> Result<()> {
+    let config = GatewayConfig::read(&file.config)?;
+    Store::open(&config.vault)?;
+    let value = json!({
+        "config": file.config, "vault": config.vault, "site_key": config.site_key, "listen": config.listen, "names": config.names,
+        "state_dir": config.state_dir, "domain": config.domain, "spool_bytes": config.spool_bytes,
+        "rate": config.rate, "metrics": config.metrics,
+    });
+    output::document(common.json, &value, || format!("{} is right.\n", file.config.display()))
+}

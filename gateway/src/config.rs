@@ -1,0 +1,128 @@
+//! The gateway's configuration file.
+//!
+//! ```toml
+//! [gateway]
+//! vault = "s3://bucket/dr"
+//! site_key = "/etc/landfall/site.key"
+//! listen = "0.0.0.0:7443"          # the default
+//! names = ["gw-1.site"]            # host names and addresses by which agents reach it
+//! state_dir = "/var/lib/landfall"  # the default
+//! domain = "default"               # dedup domain of the machines; the default
+//! spool = "20GiB"                  # most bytes that wait for the store; the default
+//! rate = "50MiB"                   # most bytes uploaded in a second; default: no limit
+//! metrics = "127.0.0.1:9464"       # /metrics for Prometheus and /health; default: not served
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use landfall_model::{DomainName, Result};
+use landfall_settings::{Source, check_address};
+
+const KEYS: &[&str] = &["vault", "site_key", "listen", "names", "state_dir", "domain", "spool", "rate", "metrics"];
+const SPOOL_BYTES: u64 = 20 << 30;
+
+/// What a gateway is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GatewayConfig {
+    /// URL of the vault.
+    pub vault: String,
+    /// The site key's file.
+    pub site_key: PathBuf,
+    /// Where it listens: `HOST:PORT`.
+    pub listen: String,
+    /// Host names and addresses in its certificate.
+    pub names: Vec<String>,
+    /// What it remembers lies here.
+    pub state_dir: PathBuf,
+    /// The dedup domain of its machines.
+    pub domain: DomainName,
+    /// Most bytes of objects that wait for the store.
+    pub spool_bytes: u64,
+    /// Most bytes uploaded in a second.
+    pub rate: Option<u64>,
+    /// Where metrics are served: `HOST:PORT`.
+    pub metrics: Option<String>,
+}
+
+impl GatewayConfig {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// `NotFound`; `Usage`, naming the line and what to do.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(&landfall_settings::read(path)?, path)
+    }
+
+    /// Reads the text of a configuration file; errors name the file.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn parse(text: &str, file: &Path) -> Result<Self> {
+        let source = Source::new(text, file);
+        let document = source.parse()?;
+        let root = source.root(&document);
+        root.only(&["gateway"])?;
+        let table = source.table(root.required("gateway", "add a section [gateway]")?, "[gateway]")?;
+        table.only(KEYS)?;
+        let vault = table.parsed::<String>("vault", "add vault = \"URL\"")?;
+        table.required("site_key", "add site_key = \"/path/of/site.key\"")?;
+        let address = |key| {
+            let Some((at, text)) = table.text(key)? else { return Ok(None) };
+            check_address(&text).map(|()| Some(text)).map_err(|why| source.wrong(at, why))
+        };
+        let names = table.get("names").map(|names| source.texts(names)).transpose()?.unwrap_or_default();
+        let default_domain = || "default".parse().map_err(|e| source.wrong(table.place(), e));
+        Ok(Self {
+            vault,
+            site_key: table.path("site_key")?.unwrap_or_default(),
+            listen: address("listen")?.unwrap_or_else(|| "0.0.0.0:7443".to_owned()),
+            names: names.into_iter().map(|(_, name)| name).collect(),
+            state_dir: table.path("state_dir")?.unwrap_or_else(|| PathBuf::from("/var/lib/landfall")),
+            domain: table.optional("domain")?.map_or_else(default_domain, Ok)?,
+            spool_bytes: table.size("spool")?.unwrap_or(SPOOL_BYTES),
+            rate: table.size("rate")?,
+            metrics: address("metrics")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<GatewayConfig> {
+        GatewayConfig::parse(text, Path::new("gateway.toml"))
+    }
+
+    #[test]
+    fn what_is_not_said_has_its_default() {
+        let config = parse("[gateway]\nvault = \"file:///v\"\nsite_key = \"/k\"\n").expect("enough");
+        assert_eq!(config.listen, "0.0.0.0:7443");
+        assert_eq!(config.spool_bytes, 20 << 30);
+        assert_eq!(config.domain.as_str(), "default");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line_and_what_to_do() {
+        for (text, wanted) in [
+            ("", "gateway.toml:1: the file has no gateway: add a section [gateway]"),
+            ("[gateway]\nsite_key = \"/k\"", "gateway.toml:1: [gateway] has no vault: add vault = \"URL\""),
+            (
+                "[gateway]\nvault = \"v\"\nsite_key = \"k\"",
+                "gateway.toml:3: the path \"k\" is relative: write it from / on",
+            ),
+            ("[gateway]\nvault = \"v\"\nsite_key = \"/k\"\nspol = \"1GiB\"", "did you mean \"spool\"?"),
+            (
+                "[gateway]\nvault = \"v\"\nsite_key = \"/k\"\nspool = \"1GB\"",
+                "gateway.toml:4: spool: \"1GB\" is no size",
+            ),
+            (
+                "[gateway]\nvault = \"v\"\nsite_key = \"/k\"\nlisten = \"7443\"",
+                "gateway.toml:4: \"7443\" is no address",
+            ),
+        ] {
+            let error = parse(text).expect_err(text).to_string();
+            assert!(error.contains(wanted), "{text:?}: {error}");
+        }
+    }
+}

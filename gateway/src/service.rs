@@ -1,0 +1,404 @@
+//! The gateway as a service: agents' links to the owners of their machines, and the uploads that all of them share.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
+use landfall_vault::{DedupIndex, Vault, crash_point};
+use landfall_wire::pki::{Authority, Certificate};
+use landfall_wire::server::{Limits, Service};
+use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_version};
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, mpsc, watch};
+
+use crate::owner::{Event, LARGE_CYCLES, Owner, Refused, Shared};
+use crate::pipeline::Workers;
+use crate::rate::Rate;
+use crate::registry::Registry;
+use crate::replicate::probe;
+use crate::spool::Spool;
+use crate::state::{Lock, State};
+use crate::status::{Board, MachineStatus};
+use crate::upload::put_object;
+
+/// Objects on their way to the store at once.
+const UPLOADS_IN_FLIGHT: usize = 4;
+/// Waits after an upload that failed for a reason that may pass: the table of row F7 begins with shorter ones, and the store is asked
+/// again at once when another upload works.
+const UPLOAD_RETRY: [Duration; 6] = [
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(120),
+    Duration::from_secs(240),
+    Duration::from_secs(600),
+];
+/// How long a new link waits for the one before it of the same machine to end.
+const LINK_WAIT_MAX: Duration = Duration::from_secs(45);
+/// A machine without a link is given back after so long, so that its agent may go to another gateway.
+const RELEASE_AFTER: Duration = Duration::from_secs(5);
+/// How often the files of the registry are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Certificates of agents are valid for so long; they are renewed after two thirds of it.
+const CERTIFICATE_VALID: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What a gateway is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The dedup domain of its machines.
+    pub domain: DomainName,
+    /// Most bytes of objects in the spool.
+    pub spool_bytes: u64,
+    /// Most bytes uploaded in a second.
+    pub rate: Option<u64>,
+    /// Host names and addresses in its certificate.
+    pub names: Vec<String>,
+}
+
+/// One machine: its owner while this gateway writes it.
+#[derive(Default)]
+struct Slot {
+    owner: tokio::sync::Mutex<Option<Owner>>,
+}
+
+/// A gateway that serves agents.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    authority: Arc<Authority>,
+    slots: Mutex<HashMap<MachineName, Arc<Slot>>>,
+    board: Arc<Board>,
+    _lock: Lock,
+}
+
+impl Gateway {
+    /// Opens the state directory, the index and the spool.
+    ///
+    /// # Errors
+    /// `Conflict` where another landfall uses the state directory, `Unsupported` where the store lacks what is needed, `Unavailable`.
+    pub async fn open(vault: Vault, state: State, options: &Options) -> Result<Self> {
+        let lock = state.lock().await?;
+        probe(&vault, &state).await?;
+        let spool = Arc::new(Spool::open(&state.spool_path(), options.spool_bytes)?);
+        let index = Arc::new(RwLock::new(DedupIndex::open(&state.index_path())?));
+        let registry = Arc::new(Registry::open(state.agents_path())?);
+        let authority = Arc::new(Authority::from_seed(vault.site().agent_authority_seed().as_bytes())?);
+        let board = Arc::new(Board::new(state.status_path(), options.spool_bytes));
+        let shared = Arc::new(Shared {
+            vault,
+            state,
+            domain: options.domain.clone(),
+            spool,
+            index,
+            workers: Arc::new(Workers::new()),
+            rate: Rate::new(options.rate),
+            epoch: Mutex::default(),
+            large: Arc::new(tokio::sync::Semaphore::new(LARGE_CYCLES)),
+            heads: Mutex::default(),
+        });
+        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, _lock: lock })
+    }
+
+    /// Serves agents at `listener`, and metrics where they are wanted, until `stop` is ready; then links end, and what is spooled stays for the
+    /// next run.
+    ///
+    /// # Errors
+    /// `Usage` where a name is none.
+    pub async fn run(
+        self: Arc<Self>,
+        listener: TcpListener,
+        metrics: Option<TcpListener>,
+        options: &Options,
+        limits: Limits,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<()> {
+        let (ending, ended) = watch::channel(false);
+        let uploads = tokio::spawn(upload(self.shared.clone(), self.board.clone(), ended.clone()));
+        let (board, spool) = (self.board.clone(), self.shared.spool.clone());
+        let looks = tokio::spawn(look(self.registry.clone(), board.clone(), spool.clone(), ended.clone()));
+        let metrics = metrics.map(|listener| tokio::spawn(crate::metrics::serve(listener, board, spool, ended)));
+        self.take_up_spooled();
+        let served =
+            landfall_wire::server::serve(listener, self.authority.clone(), &options.names, self.clone(), limits, stop);
+        let outcome = served.await;
+        ending.send_replace(true);
+        let slots: Vec<Arc<Slot>> = self.slots().values().cloned().collect();
+        for slot in slots {
+            if let Some(owner) = slot.owner.lock().await.take() {
+                owner.close().await;
+            }
+        }
+        for task in [uploads, looks] {
+            let _ = task.await;
+        }
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
+        outcome
+    }
+
+    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<MachineName, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Commits what an earlier run spooled, whether its agents come back or not.
+    fn take_up_spooled(&self) {
+        let vault = &self.shared.vault;
+        for machine in self.shared.spool.machines().unwrap_or_default() {
+            let machine = vault.machine_by_id(machine);
+            let points = self.shared.spool.points_of(machine.id()).unwrap_or_default();
+            let Some(first) = points.into_iter().find_map(|p| machine.open_signed(p.bytes).ok()) else { continue };
+            let name = first.point.meta().machine.clone();
+            let slot = self.slot(&name);
+            let (shared, board) = (self.shared.clone(), self.board.clone());
+            tokio::spawn(async move {
+                let mut owner = slot.owner.lock().await;
+                if owner.is_some() {
+                    return;
+                }
+                match open(shared, board, &name).await {
+                    Ok(open) => *owner = Some(open),
+                    Err(error) => tracing::warn!(%error, machine = %name, "what is spooled of it waits"),
+                }
+                drop(owner);
+                Self::release_later(slot);
+            });
+        }
+    }
+
+    fn slot(&self, machine: &MachineName) -> Arc<Slot> {
+        self.slots().entry(machine.clone()).or_default().clone()
+    }
+
+    /// Gives a machine back that has no link and nothing spooled.
+    fn release_later(slot: Arc<Slot>) {
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(RELEASE_AFTER).await;
+                // A link holds the lock while it lasts.
+                let Ok(mut owner) = slot.owner.try_lock() else { return };
+                if owner.as_ref().is_some_and(Owner::is_waiting) {
+                    continue;
+                }
+                if let Some(open) = owner.take() {
+                    open.close().await;
+                }
+                return;
+            }
+        });
+    }
+
+    async fn link(
+        &self,
+        owner: &mut Owner,
+        from: &mut Incoming<FromAgent>,
+        to: &mpsc::Sender<FromGateway>,
+        machine: &MachineName,
+    ) -> Result<()> {
+        let told = AbortOnDrop(tokio::spawn(tell(owner.events(), to.clone())));
+        let mut skipping = false;
+        while let Some(message) = from.next().await? {
+            match message {
+                FromAgent::Begin(begin) => {
+                    skipping = false;
+                    let time = begin.time;
+                    match owner.cycle(begin, from).await {
+                        Ok(cycle) => {
+                            self.board.change(machine, |m| m.spooled(time));
+                            say(to, FromGateway::Spooled(cycle)).await?;
+                        }
+                        Err(Refused::Resync(why)) => {
+                            tracing::info!(%machine, why, "resync");
+                            self.board.change(machine, |m| m.resyncs += 1);
+                            say(to, FromGateway::Resync(why)).await?;
+                            skipping = true;
+                        }
+                        Err(Refused::Error(error)) => {
+                            self.board.change(machine, |m| m.failed(error.to_string(), false));
+                            return Err(error);
+                        }
+                    }
+                }
+                FromAgent::Alive => say(to, FromGateway::Alive).await?,
+                // What was on its way when a cycle was refused.
+                _ if skipping => {}
+                _ => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
+            }
+        }
+        drop(told);
+        Ok(())
+    }
+}
+
+/// Opens the owner of a machine, and tells the board of it from then on.
+async fn open(shared: Arc<Shared>, board: Arc<Board>, machine: &MachineName) -> Result<Owner> {
+    let owner = Owner::open(shared, machine).await?;
+    tokio::spawn(follow(owner.events(), board, machine.clone()));
+    Ok(owner)
+}
+
+/// Ends a task when the link ends.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn say(to: &mpsc::Sender<FromGateway>, message: FromGateway) -> Result<()> {
+    to.send(message).await.map_err(|_| Error::new(ErrorKind::Unavailable, "the link is lost"))
+}
+
+/// Tells an agent what becomes of its points.
+async fn tell(mut events: broadcast::Receiver<Event>, to: mpsc::Sender<FromGateway>) {
+    loop {
+        let message = match events.recv().await {
+            Ok(Event::Committed(Some(cycle), timeline, seq, _)) => FromGateway::Committed(cycle, timeline, seq),
+            Ok(Event::Failed(why, false)) => FromGateway::Refuse(ErrorKind::Conflict.exit_code(), why),
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        if to.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps what the board says of a machine true, with a link or without.
+async fn follow(mut events: broadcast::Receiver<Event>, board: Arc<Board>, machine: MachineName) {
+    loop {
+        match events.recv().await {
+            Ok(Event::Committed(_, _, seq, time)) => board.change(&machine, |m| m.committed(seq, time)),
+            Ok(Event::Failed(why, again)) => board.change(&machine, |m| m.failed(why, !again)),
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+impl Service for Gateway {
+    async fn ship(&self, peer: Peer, mut from: Incoming<FromAgent>, to: mpsc::Sender<FromGateway>) -> Result<()> {
+        let Some(FromAgent::Hello(hello)) = from.next().await? else {
+            return Err(Error::corrupt("the agent did not say who it is"));
+        };
+        let version = choose_version(hello.versions).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                "agent and gateway have no version of the protocol in common: update the older",
+            )
+        })?;
+        let machine = peer.machine;
+        let slot = self.slot(&machine);
+        let busy = || Error::new(ErrorKind::Unavailable, "another link of this machine is open; try again");
+        let mut owner = tokio::time::timeout(LINK_WAIT_MAX, slot.owner.lock()).await.map_err(|_| busy())?;
+        if owner.as_ref().is_some_and(|o| !o.is_alive()) {
+            *owner = None;
+        }
+        let opened = match owner.take() {
+            Some(opened) => opened,
+            None => open(self.shared.clone(), self.board.clone(), &machine).await?,
+        };
+        let opened = owner.insert(opened);
+        self.board.change(&machine, |m| m.linked(opened.newest_time()));
+        say(&to, FromGateway::Welcome(Welcome { version, newest: opened.newest_cycle() })).await?;
+        let outcome = self.link(opened, &mut from, &to, &machine).await;
+        self.board.change(&machine, MachineStatus::unlinked);
+        drop(owner);
+        Self::release_later(slot);
+        outcome
+    }
+
+    async fn enroll(&self, address: SocketAddr, token_secret: [u8; 16], csr: Vec<u8>) -> Result<Vec<u8>> {
+        let machine = self.registry.use_token(&token_secret)?;
+        tracing::info!(%machine, %address, "a machine enrolled");
+        self.issue(&machine, &csr)
+    }
+
+    async fn renew(&self, peer: Peer, csr: Vec<u8>) -> Result<Vec<u8>> {
+        self.issue(&peer.machine, &csr)
+    }
+
+    fn is_revoked(&self, serial: &[u8]) -> bool {
+        self.registry.is_revoked(serial)
+    }
+}
+
+impl Gateway {
+    fn issue(&self, machine: &MachineName, csr: &[u8]) -> Result<Vec<u8>> {
+        let certificate = self.authority.sign_agent(csr, machine, CERTIFICATE_VALID)?;
+        let facts = Certificate::read(&certificate)?;
+        self.registry.add_issued(machine, &facts.serial, facts.not_after)?;
+        Ok(certificate)
+    }
+}
+
+/// Uploads what is in the spool, until told to end.
+async fn upload(shared: Arc<Shared>, board: Arc<Board>, ended: watch::Receiver<bool>) {
+    let works = Arc::new(tokio::sync::Notify::new());
+    let mut lanes = tokio::task::JoinSet::new();
+    for _ in 0..UPLOADS_IN_FLIGHT {
+        let (shared, board, works, mut ended) = (shared.clone(), board.clone(), works.clone(), ended.clone());
+        lanes.spawn(async move {
+            tokio::select! {
+                () = upload_lane(&shared, &board, &works) => {}
+                _ = ended.wait_for(|e| *e) => {}
+            }
+        });
+    }
+    while lanes.join_next().await.is_some() {}
+}
+
+async fn upload_lane(shared: &Shared, board: &Board, works: &tokio::sync::Notify) {
+    let mut tries = 0;
+    loop {
+        let name = shared.spool.next().await;
+        match upload_one(shared, &name).await {
+            Ok(sent) => {
+                tries = 0;
+                board.uploaded(sent);
+                works.notify_waiters();
+            }
+            Err(error) => {
+                tracing::warn!(%error, object = name, "an object waits in the spool");
+                board.upload_failed(error.to_string());
+                shared.spool.again(name);
+                let wait = UPLOAD_RETRY[tries.min(UPLOAD_RETRY.len() - 1)];
+                tries += 1;
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = works.notified() => {}
+                }
+            }
+        }
+    }
+}
+
+async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
+    let bytes: Bytes = shared.spool.read(name).await?;
+    let size = bytes.len() as u64;
+    shared.rate.take(size).await;
+    put_object(&shared.vault, name, bytes).await?;
+    crash_point("spool.object-stored");
+    shared.spool.stored(name).await?;
+    Ok(size)
+}
+
+/// Looks at what other commands wrote beside a running gateway, and writes the status.
+async fn look(registry: Arc<Registry>, board: Arc<Board>, spool: Arc<Spool>, mut ended: watch::Receiver<bool>) {
+    loop {
+        if let Err(error) = registry.look() {
+            tracing::warn!(%error, "revoked certificates cannot be read");
+        }
+        if let Err(error) = board.write(spool.bytes()) {
+            tracing::warn!(%error, "the status cannot be written");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            _ = ended.wait_for(|e| *e) => return,
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The spool: objects on this host's disk that wait for the store, in the bytes that they will have there.
+//!
+//! ```text
+//! <spool>/objects/<object name>                          segments and wrapped epoch keys
+//! <spool>/points/<machine id>/<timeline>-<seq>           records of points, in the order of their commits
+//! ```
+//! Nothing in it can be read by who could not read the vault: it is what a reader of the bucket sees.
+//!
+//! # Crash consistency
+//! A file is written aside, synced and renamed, and its folder synced, before anybody is told. An object is removed after the store has it,
+//! a point after it is committed. What is found after a crash is checked like what comes from a store: segments by their names, points by
+//! signature and chain ([`crate::owner`]).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use landfall_model::{Error, ErrorKind, MachineId, Result, SegmentId, Seq, Timeline};
+use landfall_vault::{io_kind, layout};
+use tokio::sync::Notify;
+
+/// What waits, and what is on its way.
+#[derive(Default)]
+struct Waiting {
+    /// Sizes of the objects by name.
+    sizes: BTreeMap<String, u64>,
+    /// The order in which they came; those that are being uploaded are not in it.
+    queue: VecDeque<String>,
+    bytes: u64,
+}
+
+/// Objects and points of one vault that wait for the store.
+pub(crate) struct Spool {
+    root: PathBuf,
+    budget: u64,
+    waiting: Mutex<Waiting>,
+    /// Told whenever something came or went.
+    changed: Notify,
+}
+
+/// The record of a point that waits, as its file.
+pub(crate) struct SpooledPoint {
+    pub(crate) timeline: Timeline,
+    pub(crate) seq: Seq,
+    pub(crate) bytes: Bytes,
+}
+
+fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
+    Error::with_source(io_kind(&error), format!("cannot {doing} {} (spool)", path.display()), error)
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+/// Writes a file so that it is there whole or not at all, also after a crash.
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    let aside = path.with_extension("new");
+    let write = || -> io::Result<()> {
+        if let Some(folder) = path.parent().filter(|f| !f.exists()) {
+            fs::create_dir_all(folder)?;
+            sync_folder(folder)?;
+        }
+        let mut file = File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        sync_folder(path)
+    };
+    write().map_err(|e| {
+        // Room for others: half a file is of no use.
+        let _ = fs::remove_file(&aside);
+        failed("write", path, e)
+    })
+}
+
+/// All files below a folder, in the order of their names. Files that were being written when a run ended are deleted.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let (mut found, mut ahead) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = ahead.pop() {
+        for entry in fs::read_dir(&folder).map_err(|e| failed("list", &folder, e))? {
+            let path = entry.map_err(|e| failed("list", &folder, e))?.path();
+            if path.is_dir() {
+                ahead.push(path);
+            } else if path.extension().is_some_and(|e| e == "new") {
+                fs::remove_file(&path).map_err(|e| failed("delete", &path, e))?;
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Error::with_source(ErrorKind::Bug, "work on the spool ended early", e))?
+}
+
+impl Spool {
+    /// Opens or makes a spool. Segments that are not what their name says are deleted: the points that need them are no points then.
+    ///
+    /// # Errors
+    /// `Usage`, `NoSpace`, `Unavailable` of the folder.
+    pub(crate) fn open(root: &Path, budget: u64) -> Result<Self> {
+        let objects = root.join("objects");
+        for folder in [&objects, &root.join("points")] {
+            fs::create_dir_all(folder).map_err(|e| failed("make", folder, e))?;
+        }
+        let mut waiting = Waiting::default();
+        for path in files(&objects)? {
+            let name = path.strip_prefix(&objects).ok().and_then(Path::to_str).unwrap_or_default().to_owned();
+            let bytes = fs::read(&path).map_err(|e| failed("read", &path, e))?;
+            let right = match layout::parse(&name) {
+                Some(layout::Name::Segment(id)) => *blake3::hash(&bytes).as_bytes() == *id.as_bytes(),
+                Some(layout::Name::Epoch(..)) => true,
+                _ => false,
+            };
+            if right {
+                waiting.add(&name, bytes.len() as u64);
+            } else {
+                tracing::warn!(object = name, "an object in the spool is damaged: it is deleted");
+                fs::remove_file(&path).map_err(|e| failed("delete", &path, e))?;
+            }
+        }
+        // Epoch keys before what they seal: their names sort first.
+        Ok(Self { root: root.to_owned(), budget, waiting: Mutex::new(waiting), changed: Notify::new() })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn object(&self, name: &str) -> PathBuf {
+        self.root.join("objects").join(name)
+    }
+
+    fn point(&self, machine: MachineId, timeline: Timeline, seq: Seq) -> PathBuf {
+        self.root.join("points").join(machine.to_string()).join(format!("{:08x}-{:016x}", timeline.0, seq.0))
+    }
+
+    /// Bytes of objects that wait.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.waiting().bytes
+    }
+
+    /// Waits until `ready` is so.
+    async fn until<T>(&self, mut ready: impl FnMut(&mut Waiting) -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(value) = ready(&mut self.waiting()) {
+                return value;
+            }
+            changed.await;
+        }
+    }
+
+    /// Stores an object; waits while the budget is spent.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Unavailable`.
+    pub(crate) async fn put(self: &Arc<Self>, name: &str, bytes: Bytes) -> Result<()> {
+        let size = bytes.len() as u64;
+        let budget = self.budget;
+        // One object always fits: else a budget that is too small would stop everything for good.
+        self.until(|w| (w.bytes == 0 || w.bytes + size <= budget).then_some(())).await;
+        let path = self.object(name);
+        blocking(move || write_durably(&path, &bytes)).await?;
+        self.waiting().add(name, size);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Appends a point behind the others of its machine.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Unavailable`.
+    pub(crate) async fn put_point(&self, machine: MachineId, timeline: Timeline, seq: Seq, bytes: Bytes) -> Result<()> {
+        let path = self.point(machine, timeline, seq);
+        blocking(move || write_durably(&path, &bytes)).await
+    }
+
+    /// The points of a machine that wait, in order; not checked.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub(crate) fn points_of(&self, machine: MachineId) -> Result<Vec<SpooledPoint>> {
+        let folder = self.root.join("points").join(machine.to_string());
+        if !folder.exists() {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        for path in files(&folder)? {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let numbers = name.split_once('-').and_then(|(timeline, seq)| {
+                Some((u32::from_str_radix(timeline, 16).ok()?, u64::from_str_radix(seq, 16).ok()?))
+            });
+            let Some((timeline, seq)) = numbers else { continue };
+            let bytes = fs::read(&path).map_err(|e| failed("read", &path, e))?;
+            found.push(SpooledPoint { timeline: Timeline(timeline), seq: Seq(seq), bytes: bytes.into() });
+        }
+        Ok(found)
+    }
+
+    /// The machines that have points here.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub(crate) fn machines(&self) -> Result<BTreeSet<MachineId>> {
+        let folder = self.root.join("points");
+        let entries = fs::read_dir(&folder).map_err(|e| failed("list", &folder, e))?;
+        Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    /// Forgets a point: it is committed, or can no longer be.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub(crate) async fn remove_point(&self, machine: MachineId, timeline: Timeline, seq: Seq) -> Result<()> {
+        let path = self.point(machine, timeline, seq);
+        blocking(move || match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("delete", &path, e)),
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    /// Whether a segment waits here.
+    pub(crate) fn holds(&self, id: SegmentId) -> bool {
+        self.waiting().sizes.contains_key(&layout::segment(id))
+    }
+
+    /// Waits until the store has all of these segments that were here, and every epoch key (invariant 7).
+    pub(crate) async fn until_stored(&self, ids: &[SegmentId]) {
+        let names: Vec<String> = ids.iter().map(|id| layout::segment(*id)).collect();
+        self.until(|w| {
+            let epochs =
+                w.sizes.range(layout::EPOCHS.to_owned()..).next().is_some_and(|(n, _)| n.starts_with(layout::EPOCHS));
+            (!epochs && !names.iter().any(|n| w.sizes.contains_key(n))).then_some(())
+        })
+        .await;
+    }
+
+    /// The next object to upload; waits for one.
+    pub(crate) async fn next(&self) -> String {
+        self.until(|w| w.queue.pop_front()).await
+    }
+
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub(crate) async fn read(&self, name: &str) -> Result<Bytes> {
+        let path = self.object(name);
+        blocking(move || Ok(fs::read(&path).map_err(|e| failed("read", &path, e))?.into())).await
+    }
+
+    /// The store has it.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub(crate) async fn stored(&self, name: &str) -> Result<()> {
+        let path = self.object(name);
+        blocking(move || fs::remove_file(&path).map_err(|e| failed("delete", &path, e))).await?;
+        self.waiting().remove(name);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// It was not uploaded: it is tried again before the others.
+    pub(crate) fn again(&self, name: String) {
+        self.waiting().queue.push_front(name);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, name: &str, size: u64) {
+        if self.sizes.insert(name.to_owned(), size).is_none() {
+            self.bytes += size;
+            self.queue.push_back(name.to_owned());
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.bytes -= self.sizes.remove(name).unwrap_or(0);
+    }
+}

@@ -1,0 +1,257 @@
+//! Gateways and agents as processes: each with its own configuration and state in the folder of a [`Site`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::landfall::{Disk, Ran, Running, Site};
+
+/// A gateway of a site: its folder stays when the process ends.
+pub struct GatewayHost<'a> {
+    site: &'a Site,
+    config: PathBuf,
+    running: Option<Running>,
+    address: String,
+    metrics: String,
+}
+
+fn plain(path: &Path) -> &str {
+    path.to_str().expect("temporary folders have plain names")
+}
+
+impl<'a> GatewayHost<'a> {
+    /// A gateway that is not running yet; `more` are lines of its configuration.
+    pub fn new(site: &'a Site, name: &str, more: &str) -> Self {
+        let folder = site.folder().join(name);
+        fs::create_dir(&folder).expect("own folder");
+        let config = folder.join("gateway.toml");
+        let mut gateway =
+            Self { site, config, running: None, address: "127.0.0.1:0".to_owned(), metrics: String::new() };
+        gateway.configure(more);
+        gateway
+    }
+
+    /// A gateway that listens.
+    pub fn started(site: &'a Site, name: &str) -> Self {
+        let mut gateway = Self::new(site, name, "");
+        gateway.start();
+        gateway
+    }
+
+    fn configure(&mut self, more: &str) {
+        let state = self.config.with_file_name("state");
+        let text = format!(
+            "[gateway]\nvault = \"{}\"\nsite_key = \"{}\"\nlisten = \"{}\"\nstate_dir = \"{}\"\n{more}\n",
+            self.site.url(),
+            self.site.site_key().display(),
+            self.address,
+            state.display(),
+        );
+        fs::write(&self.config, text).expect("own folder");
+    }
+
+    /// Starts it; again on the port that it had, so that agents find it.
+    ///
+    /// # Panics
+    /// If it does not listen.
+    pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts it so that it dies at a crash point.
+    pub fn start_to_die_at(&mut self, crash_point: &str) {
+        self.start_with(&[("LANDFALL_CRASH_AT", crash_point)]);
+    }
+
+    /// Waits until it died by itself.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn wait_until_dead(&mut self) {
+        let mut running = self.running.take().expect("it is running");
+        let start = std::time::Instant::now();
+        assert!(!running.wait_until(|| start.elapsed() > Duration::from_secs(60)), "it does not get there");
+        assert_eq!(running.finish().signal(), Some(9), "it ended in another way");
+    }
+
+    fn start_with(&mut self, env: &[(&str, &str)]) {
+        let text = fs::read_to_string(&self.config).expect("own file");
+        let listen = text.lines().find(|l| l.starts_with("listen")).expect("a line");
+        fs::write(&self.config, text.replace(listen, &format!("listen = \"{}\"", self.address))).expect("own folder");
+        let arguments = ["gateway", "run", "--config", plain(&self.config), "--json"];
+        let mut command = self.site.command(&self.site.folder().join("state"));
+        command.args(arguments).envs(env.iter().copied());
+        let mut running = Running::start(command, &arguments);
+        let mut said = None;
+        let heard = running_text(&mut running, |text| {
+            said = serde_json::from_str::<Value>(text).ok();
+            said.is_some()
+        });
+        assert!(heard, "the gateway ended\n{}", running.finish().story());
+        let said = said.expect("heard");
+        self.address = said["listening"].as_str().expect("an address").to_owned();
+        self.metrics = said["metrics"].as_str().unwrap_or_default().to_owned();
+        self.running = Some(running);
+    }
+
+    /// Its address.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where its metrics are.
+    pub fn metrics_address(&self) -> &str {
+        &self.metrics
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        self.config.parent().expect("a file in a folder")
+    }
+
+    /// Ends it as a power cut does.
+    pub fn kill(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.kill();
+            running.finish();
+        }
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn stop(&mut self) -> Ran {
+        let running = self.running.take().expect("it is running");
+        running.interrupt();
+        running.finish()
+    }
+
+    /// Runs a command beside it.
+    pub fn command(&self, arguments: &[&str]) -> Ran {
+        self.site.run(&[arguments, &["--config", plain(&self.config), "--json"]].concat())
+    }
+
+    /// A token for a machine.
+    #[track_caller]
+    pub fn token(&self, machine: &str) -> String {
+        let made = self.command(&["gateway", "token", "--machine", machine]).json();
+        made["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// How it is, once that is so: it is written every second.
+    #[track_caller]
+    pub fn status_where(&self, so: impl Fn(&Value) -> bool) -> Value {
+        let mut status = Value::Null;
+        for _ in 0..200 {
+            let ran = self.command(&["status"]);
+            if ran.code() == Some(0) {
+                status = ran.json();
+                if so(&status) {
+                    return status;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the gateway's status never was so: {status}");
+    }
+}
+
+fn running_text(running: &mut Running, mut so: impl FnMut(&str) -> bool) -> bool {
+    let stdout = running.stdout_file();
+    running.wait_until(|| so(&fs::read_to_string(&stdout).unwrap_or_default()))
+}
+
+/// A protected host with an agent.
+pub struct AgentHost<'a> {
+    site: &'a Site,
+    machine: String,
+    config: PathBuf,
+}
+
+impl<'a> AgentHost<'a> {
+    /// A host with these disks whose agent knows these gateways; `more` are lines of its section.
+    pub fn new(site: &'a Site, machine: &str, gateways: &[&str], disks: &[Disk<'_>], more: &str) -> Self {
+        let folder = site.folder().join(format!("host-{machine}"));
+        fs::create_dir(&folder).expect("own folder");
+        let host = Self { site, machine: machine.to_owned(), config: folder.join("agent.toml") };
+        host.configure(gateways, disks, more);
+        host
+    }
+
+    /// Writes its configuration anew.
+    pub fn configure(&self, gateways: &[&str], disks: &[Disk<'_>], more: &str) {
+        let gateways: Vec<String> = gateways.iter().map(|g| format!("\"{g}\"")).collect();
+        let disk = |(name, path): &Disk<'_>| format!("[[disk]]\nname = \"{name}\"\npath = \"{}\"\n", path.display());
+        let text = format!(
+            "[agent]\nmachine = \"{}\"\ngateways = [{}]\nstate_dir = \"{}\"\ninterval = \"1s\"\n{more}\n{}",
+            self.machine,
+            gateways.join(", "),
+            self.state().display(),
+            disks.iter().map(disk).collect::<String>(),
+        );
+        fs::write(&self.config, text).expect("own folder");
+    }
+
+    /// What the agent remembers.
+    pub fn state(&self) -> PathBuf {
+        self.config.with_file_name("state")
+    }
+
+    /// Tries to enrol.
+    pub fn try_enroll(&self, gateway: &str, token: &str) -> Ran {
+        let config = plain(&self.config);
+        self.site.run(&["agent", "enroll", "--gateway", gateway, "--token", token, "--config", config, "--json"])
+    }
+
+    /// Enrols with a new token of a gateway.
+    #[track_caller]
+    pub fn enroll(&self, gateway: &GatewayHost<'_>) -> Value {
+        self.try_enroll(gateway.address(), &gateway.token(&self.machine)).json()
+    }
+
+    /// Tries to ship one cycle.
+    pub fn try_ship(&self) -> Ran {
+        self.site.run(&["agent", "run", "--once", "--config", plain(&self.config)])
+    }
+
+    /// Ships one cycle.
+    #[track_caller]
+    pub fn ship(&self) {
+        let ran = self.try_ship();
+        assert_eq!(ran.code(), Some(0), "{}", ran.story());
+    }
+
+    /// Ships cycles until one is taken: after a gateway was lost, another first waits for its lease.
+    #[track_caller]
+    pub fn ship_until_taken(&self) {
+        let mut last = self.try_ship();
+        for _ in 0..60 {
+            if last.code() == Some(0) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            last = self.try_ship();
+        }
+        panic!("no gateway takes a cycle\n{}", last.story());
+    }
+
+    /// Starts the agent as a service.
+    pub fn start(&self) -> Running {
+        self.site.start(&["agent", "run", "--config", plain(&self.config)])
+    }
+
+    /// Waits until the vault has so many points of the machine.
+    #[track_caller]
+    pub fn wait_for_points(&self, count: usize) {
+        for _ in 0..1200 {
+            if self.site.point_count(&self.machine) >= count {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{} has {} points and not {count}", self.machine, self.site.point_count(&self.machine));
+    }
+}

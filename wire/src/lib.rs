@@ -1,0 +1,51 @@
+//! What agent and gateway say to each other: messages, their bounds, the version that both speak, and the link that carries them.
+//!
+//! ```text
+//!  agent                              gateway
+//!    Hello(versions, machine)  --->
+//!                              <---   Welcome(version, newest cycle) | Refuse
+//!    Begin(cycle, parent)      --->
+//!    Data, Zero ...            --->
+//!    End(cycle, digest)        --->
+//!                              <---   Spooled(cycle) ... Committed(cycle, seq) | Resync(reason) | Refuse
+//! ```
+//! Encoded as Protocol Buffers. Whatever comes from the other side is checked here before anybody sees it: lengths, counts, order,
+//! ranges ([`decode`](FromAgent::decode)). What cannot be right is an error of kind `Corrupt`, and the link ends.
+//!
+//! A link is one bidirectional gRPC call (`/landfall.v1.Gateway/Ship`) on HTTP/2, TLS 1.3, certificates on both sides ([`pki`]).
+//! Two more calls give a machine its certificate: `Enroll`, with a token, and `Renew`, with the certificate before. [`server::serve`] is
+//! the gateway's end, [`client`] the agent's. The flow control of HTTP/2 reaches from the gateway's reader to the agent's.
+
+mod codec;
+mod cycle;
+mod link;
+mod message;
+mod raw;
+mod status;
+mod tls;
+
+pub mod client;
+pub mod pki;
+pub mod server;
+
+#[cfg(test)]
+mod tests;
+
+pub use cycle::{CycleCheck, CycleDigest};
+pub use link::Incoming;
+pub use message::{Begin, Data, DiskShape, End, FromAgent, FromGateway, Hello, Welcome, choose_version};
+pub use status::kind_of_code;
+pub use tls::Peer;
+
+/// Versions of the protocol that this build speaks: the newest, and the one before where there is one.
+pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+/// Longest message, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most bytes of a disk in one message.
+pub const DATA_BYTES_MAX: usize = 1024 * 1024;
+/// Most disks of a machine.
+pub const DISKS_MAX: usize = 1024;
+/// Longest text in a message, in bytes.
+pub const TEXT_BYTES_MAX: usize = 4096;
+/// Most messages that wait between a link and the task that feeds or reads it: few, so that flow control reaches that task.
+pub const MESSAGES_WAITING_MAX: usize = 4;

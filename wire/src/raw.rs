@@ -1,0 +1,180 @@
+//! The messages as Protocol Buffers carry them. Numbers of fields are never used again for something else.
+
+use bytes::Bytes;
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct AgentMessage {
+    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub(crate) kind: Option<AgentKind>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub(crate) enum AgentKind {
+    #[prost(message, tag = "1")]
+    Hello(Hello),
+    #[prost(message, tag = "2")]
+    Begin(Begin),
+    #[prost(message, tag = "3")]
+    Data(Data),
+    #[prost(message, tag = "4")]
+    Zero(Zero),
+    #[prost(message, tag = "5")]
+    End(End),
+    #[prost(string, tag = "6")]
+    Abort(String),
+    #[prost(message, tag = "7")]
+    Alive(Alive),
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Hello {
+    #[prost(uint32, tag = "1")]
+    pub(crate) oldest: u32,
+    #[prost(uint32, tag = "2")]
+    pub(crate) newest: u32,
+    #[prost(string, tag = "3")]
+    pub(crate) machine: String,
+    #[prost(string, tag = "4")]
+    pub(crate) program: String,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Begin {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) cycle: Bytes,
+    /// Empty: everything is sent.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) parent: Bytes,
+    #[prost(sint64, tag = "3")]
+    pub(crate) time_ms: i64,
+    #[prost(uint32, tag = "4")]
+    pub(crate) consistency: u32,
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) disks: Vec<Disk>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Disk {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(uint64, tag = "2")]
+    pub(crate) size: u64,
+    #[prost(uint32, tag = "3")]
+    pub(crate) sector_size: u32,
+    #[prost(bool, tag = "4")]
+    pub(crate) boot: bool,
+    #[prost(bool, tag = "5")]
+    pub(crate) excluded: bool,
+    #[prost(string, tag = "6")]
+    pub(crate) source: String,
+    #[prost(string, tag = "7")]
+    pub(crate) identity: String,
+    #[prost(bool, tag = "8")]
+    pub(crate) whole: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Data {
+    #[prost(uint32, tag = "1")]
+    pub(crate) disk: u32,
+    #[prost(uint64, tag = "2")]
+    pub(crate) start: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) bytes: Bytes,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Zero {
+    #[prost(uint32, tag = "1")]
+    pub(crate) disk: u32,
+    #[prost(uint64, tag = "2")]
+    pub(crate) start: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) len: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct End {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) cycle: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) digest: Bytes,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Alive {}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct GatewayMessage {
+    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6")]
+    pub(crate) kind: Option<GatewayKind>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub(crate) enum GatewayKind {
+    #[prost(message, tag = "1")]
+    Welcome(Welcome),
+    #[prost(bytes = "bytes", tag = "2")]
+    Spooled(Bytes),
+    #[prost(message, tag = "3")]
+    Committed(Committed),
+    #[prost(string, tag = "4")]
+    Resync(String),
+    #[prost(message, tag = "5")]
+    Refuse(Refuse),
+    #[prost(message, tag = "6")]
+    Alive(Alive),
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Welcome {
+    #[prost(uint32, tag = "1")]
+    pub(crate) version: u32,
+    /// Empty: the gateway knows no cycle of this machine.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) newest: Bytes,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Committed {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) cycle: Bytes,
+    #[prost(uint32, tag = "2")]
+    pub(crate) timeline: u32,
+    #[prost(uint64, tag = "3")]
+    pub(crate) seq: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Refuse {
+    /// The exit code that the reason stands for.
+    #[prost(uint32, tag = "1")]
+    pub(crate) code: u32,
+    #[prost(string, tag = "2")]
+    pub(crate) reason: String,
+}
+
+/// Asks for a first certificate. Nothing prints it: it holds the secret of a token.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[prost(skip_debug)]
+pub(crate) struct Enroll {
+    /// The secret of the token.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) secret: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) csr: Bytes,
+}
+
+/// Asks for the next certificate of the machine that asks.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Renew {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) csr: Bytes,
+}
+
+/// The certificate that was asked for, DER.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Certified {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) certificate: Bytes,
+}
