@@ -394,6 +394,31 @@ fn while_the_store_is_down_cycles_are_spooled_and_become_points_later() {
 }
 
 #[test]
+fn an_operator_has_a_machine_compared_in_full() {
+    let site = Site::with_vault();
+    let gateway = GatewayHost::started(&site, "gw");
+    let disk = site.disk("disk.img");
+    disks::random(&disk, 9 * MIB, 1);
+    let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
+    host.enroll(&gateway);
+    host.ship();
+    host.wait_for_points(1);
+    gateway.command(&["resync", "--machine", "web"]).json();
+    // The vault lost a segment; what an agent sends is not compared with that, but a full comparison stores it again.
+    for segment in site.files("vault/segments") {
+        fs::remove_file(segment).unwrap();
+    }
+    drop(gateway);
+    let gateway = GatewayHost::started(&site, "gw-anew");
+    gateway.command(&["resync", "--machine", "web"]).json();
+    host.configure(&[gateway.address()], &[("root", disk.as_path())], "");
+    host.ship_until_taken();
+    host.wait_for_points(2);
+    gateway.status_where(|s| s["machines"][0]["resyncs"] == 1 && s["machines"][0]["seq"] == 2);
+    site.assert_disk_is("web", "2", "root", &disk);
+}
+
+#[test]
 fn an_agent_that_lost_or_went_back_in_its_state_sends_everything_and_stores_only_what_differs() {
     let site = Site::with_vault();
     let gateway = GatewayHost::started(&site, "gw");

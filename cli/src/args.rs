@@ -80,6 +80,14 @@ pub(crate) enum Command {
     Agent(AgentCommand),
     /// How the gateway on this host and its machines are.
     Status(GatewayFile),
+    /// Have a machine's agent send everything at its next cycle; only what differs is stored. Run beside the gateway.
+    #[command(after_help = "Example:\n  landfall resync --machine web-01")]
+    Resync {
+        #[command(flatten)]
+        file: GatewayFile,
+        #[command(flatten)]
+        machine: Machine,
+    },
     /// The whole story on this machine, with nothing but e2fsprogs: protect a disk, lose it, bring it back.
     Demo(Demo),
 }

@@ -4,6 +4,7 @@
 //! <agents>/tokens/<hash of the secret>     machine and end of validity; deleted when it is used
 //! <agents>/issued/<machine>/<serial>       one certificate, with its end of validity
 //! <agents>/revoked/<serial>                not accepted any more
+//! <agents>/resync/<machine>                its next cycle is to be compared in full
 //! ```
 //! Files, so that `gateway token` and `gateway revoke` work beside a running gateway. No secret is in them.
 
@@ -62,7 +63,7 @@ impl Registry {
     /// # Errors
     /// `Usage`, `NoSpace` of the folder.
     pub fn open(folder: PathBuf) -> Result<Self> {
-        for part in ["tokens", "issued", "revoked"] {
+        for part in ["tokens", "issued", "revoked", "resync"] {
             let part = folder.join(part);
             fs::create_dir_all(&part).map_err(|e| failed("make", &part, e))?;
         }
@@ -127,6 +128,19 @@ impl Registry {
         }
         self.look()?;
         Ok(serials.len())
+    }
+
+    /// Asks for a full comparison of a machine at its next cycle.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Usage` of the folder.
+    pub fn ask_resync(&self, machine: &MachineName) -> Result<()> {
+        replace(&self.folder.join("resync").join(machine.as_str()), b"")
+    }
+
+    /// Whether a full comparison was asked for; it is not asked for any more then.
+    pub(crate) fn take_resync(&self, machine: &MachineName) -> bool {
+        fs::remove_file(self.folder.join("resync").join(machine.as_str())).is_ok()
     }
 
     /// Reads anew which certificates are revoked.

@@ -205,7 +205,13 @@ impl Gateway {
                 FromAgent::Begin(begin) => {
                     skipping = false;
                     let time = begin.time;
-                    match owner.cycle(begin, from).await {
+                    let asked = begin.parent.is_some() && self.registry.take_resync(machine);
+                    let taken = if asked {
+                        Err(Refused::Resync("an operator asked for a full comparison".to_owned()))
+                    } else {
+                        owner.cycle(begin, from).await
+                    };
+                    match taken {
                         Ok(cycle) => {
                             self.board.change(machine, |m| m.spooled(time));
                             say(to, FromGateway::Spooled(cycle)).await?;

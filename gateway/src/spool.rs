@@ -7,7 +7,8 @@
 //! Nothing in it can be read by who could not read the vault: it is what a reader of the bucket sees.
 //!
 //! # Crash consistency
-//! A file is written aside, synced and renamed, and its folder synced, before anybody is told. An object is removed after the store has it,
+//! Objects are kept as a local vault directory keeps them: past the page cache, written aside, synced, linked, the folder synced, before
+//! anybody is told; points the same way, by rename. An object is removed after the store has it,
 //! a point after it is committed. What is found after a crash is checked like what comes from a store: segments by their names, points by
 //! signature and chain ([`crate::owner`]).
 
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use landfall_model::{Error, ErrorKind, MachineId, Result, SegmentId, Seq, Timeline};
-use landfall_vault::{io_kind, layout};
+use landfall_vault::{Store, io_kind, layout};
 use tokio::sync::Notify;
 
 /// What waits, and what is on its way.
@@ -30,11 +31,18 @@ struct Waiting {
     /// The order in which they came; those that are being uploaded are not in it.
     queue: VecDeque<String>,
     bytes: u64,
+    /// Objects that need not be read again: the newest, within [`HOT_BYTES_MAX`].
+    hot: BTreeMap<String, Bytes>,
+    hot_bytes: usize,
 }
+
+/// Bytes of objects that are kept in memory until they are uploaded: what a store that keeps up never lets grow.
+const HOT_BYTES_MAX: usize = 96 * 1024 * 1024;
 
 /// Objects and points of one vault that wait for the store.
 pub(crate) struct Spool {
     root: PathBuf,
+    objects: Store,
     budget: u64,
     waiting: Mutex<Waiting>,
     /// Told whenever something came or went.
@@ -85,7 +93,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
             let path = entry.map_err(|e| failed("list", &folder, e))?.path();
             if path.is_dir() {
                 ahead.push(path);
-            } else if path.extension().is_some_and(|e| e == "new") {
+            } else if path.extension().is_some_and(|e| e == "new") || path.to_string_lossy().contains('#') {
                 fs::remove_file(&path).map_err(|e| failed("delete", &path, e))?;
             } else {
                 found.push(path);
@@ -127,16 +135,14 @@ impl Spool {
                 fs::remove_file(&path).map_err(|e| failed("delete", &path, e))?;
             }
         }
+        let url = format!("file://{}", objects.display());
+        let objects = Store::open(&url).map_err(|e| e.context("the spool"))?;
         // Epoch keys before what they seal: their names sort first.
-        Ok(Self { root: root.to_owned(), budget, waiting: Mutex::new(waiting), changed: Notify::new() })
+        Ok(Self { root: root.to_owned(), objects, budget, waiting: Mutex::new(waiting), changed: Notify::new() })
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn object(&self, name: &str) -> PathBuf {
-        self.root.join("objects").join(name)
     }
 
     fn point(&self, machine: MachineId, timeline: Timeline, seq: Seq) -> PathBuf {
@@ -170,9 +176,8 @@ impl Spool {
         let budget = self.budget;
         // One object always fits: else a budget that is too small would stop everything for good.
         self.until(|w| (w.bytes == 0 || w.bytes + size <= budget).then_some(())).await;
-        let path = self.object(name);
-        blocking(move || write_durably(&path, &bytes)).await?;
-        self.waiting().add(name, size);
+        self.objects.put_if_absent(name, bytes.clone()).await?;
+        self.waiting().add_hot(name, bytes);
         self.changed.notify_waiters();
         Ok(())
     }
@@ -252,13 +257,16 @@ impl Spool {
         self.until(|w| w.queue.pop_front()).await
     }
 
-    /// Reads an object.
+    /// The bytes of an object.
     ///
     /// # Errors
-    /// `Unavailable`.
+    /// `Unavailable`, `Corrupt` where it is gone.
     pub(crate) async fn read(&self, name: &str) -> Result<Bytes> {
-        let path = self.object(name);
-        blocking(move || Ok(fs::read(&path).map_err(|e| failed("read", &path, e))?.into())).await
+        if let Some(bytes) = self.waiting().hot.get(name) {
+            return Ok(bytes.clone());
+        }
+        let bytes = self.objects.get(name).await?;
+        bytes.ok_or_else(|| Error::corrupt(format!("{name} is gone from the spool: it was deleted by somebody else")))
     }
 
     /// The store has it.
@@ -266,8 +274,7 @@ impl Spool {
     /// # Errors
     /// `Unavailable`.
     pub(crate) async fn stored(&self, name: &str) -> Result<()> {
-        let path = self.object(name);
-        blocking(move || fs::remove_file(&path).map_err(|e| failed("delete", &path, e))).await?;
+        self.objects.delete(name).await?;
         self.waiting().remove(name);
         self.changed.notify_waiters();
         Ok(())
@@ -288,7 +295,18 @@ impl Waiting {
         }
     }
 
+    fn add_hot(&mut self, name: &str, bytes: Bytes) {
+        self.add(name, bytes.len() as u64);
+        if self.hot_bytes + bytes.len() <= HOT_BYTES_MAX {
+            self.hot_bytes += bytes.len();
+            if let Some(before) = self.hot.insert(name.to_owned(), bytes) {
+                self.hot_bytes -= before.len();
+            }
+        }
+    }
+
     fn remove(&mut self, name: &str) {
         self.bytes -= self.sizes.remove(name).unwrap_or(0);
+        self.hot_bytes -= self.hot.remove(name).map_or(0, |b| b.len());
     }
 }

@@ -1,4 +1,4 @@
-//! `landfall gateway run | token | revoke | check-config`.
+//! `landfall gateway run | token | revoke | check-config`, and `landfall resync`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +84,15 @@ pub(crate) fn revoke(common: &Common, file: &GatewayFile, machine: &Machine) -> 
     let count = beside(file)?.0.revoke(&machine.machine)?;
     let value = json!({ "machine": machine.machine, "revoked": count });
     output::document(common.json, &value, || format!("{count} certificates of {} are revoked.\n", machine.machine))
+}
+
+/// Asks for a full comparison.
+pub(crate) fn resync(common: &Common, file: &GatewayFile, machine: &Machine) -> Result<()> {
+    beside(file)?.0.ask_resync(&machine.machine)?;
+    let value = json!({ "machine": machine.machine, "resync": "next cycle" });
+    output::document(common.json, &value, || {
+        format!("{} is compared in full at its next cycle; see `landfall status`.\n", machine.machine)
+    })
 }
 
 /// Reads a configuration.

@@ -42,6 +42,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Agent(AgentCommand::Run { file, once }) => agent::run(&file, once).await?,
         Command::Agent(AgentCommand::Status(file)) => agent::status(common, &file)?,
         Command::Agent(AgentCommand::CheckConfig(file)) => agent::check_config(common, &file)?,
+        Command::Resync { file, machine } => gateway::resync(common, &file, &machine)?,
         Command::Status(file) => status::run(common, &file)?,
         Command::Demo(args) => demo::run(common, &args).await?,
     }
