@@ -247,7 +247,7 @@ fn a_link_that_falls_silent_is_given_up_and_the_next_one_goes_on() {
 
 #[test]
 fn a_damaged_spool_costs_a_repetition_and_never_a_wrong_point() {
-    for (what, spoil) in [("segment", "objects/segments"), ("record", "points")] {
+    for (what, spoil) in [("segment", "objects/segments"), ("record", "points"), ("key", "objects/epochs")] {
         let site = Site::with_vault();
         let mut gateway = GatewayHost::started(&site, "gw");
         let disk = site.disk("disk.img");
@@ -256,6 +256,11 @@ fn a_damaged_spool_costs_a_repetition_and_never_a_wrong_point() {
         host.enroll(&gateway);
         host.ship();
         host.wait_for_points(1);
+        // A new run has a new epoch, whose key goes into the spool with the first thing that it seals.
+        gateway.kill();
+        gateway.start();
+        host.ship();
+        host.wait_for_points(2);
         let (vault, away) = (site.vault_folder(), site.folder().join("away"));
         fs::rename(&vault, &away).unwrap();
         fs::write(&vault, "no folder").unwrap();
@@ -280,7 +285,7 @@ fn a_damaged_spool_costs_a_repetition_and_never_a_wrong_point() {
         host.ship_until_taken();
         disks::write_at(&disk, 2 * MIB, &disks::seeded_bytes(4, 5000));
         host.ship();
-        host.wait_for_points(3);
+        host.wait_for_points(4);
         site.assert_disk_is("web", "latest", "root", &disk);
         gateway.status_where(|s| s["spool_bytes"] == 0);
         gateway.stop();
@@ -321,7 +326,7 @@ fn machines_cannot_disturb_each_other_and_share_chunks() {
 #[test]
 fn a_second_gateway_takes_over_what_the_first_had_spooled_and_lost() {
     let site = Site::with_vault();
-    let (mut first, second) = (GatewayHost::started(&site, "one"), GatewayHost::started(&site, "two"));
+    let (mut first, mut second) = (GatewayHost::started(&site, "one"), GatewayHost::started(&site, "two"));
     let disk = site.disk("disk.img");
     disks::random(&disk, 3 * MIB, 1);
     let named = [("root", disk.as_path())];
@@ -349,6 +354,48 @@ fn a_second_gateway_takes_over_what_the_first_had_spooled_and_lost() {
     // The first comes back with its old spool: none of it becomes a point, and the machine stays with the second.
     first.start();
     disks::write_at(&disk, 2 * MIB, &disks::seeded_bytes(4, 9000));
+    host.ship_until_taken();
+    host.wait_for_points(3);
+    site.assert_disk_is("web", "latest", "root", &disk);
+    // The second is lost as well. What the first once spooled is no place that a point may refer to: another's stands there.
+    second.kill();
+    let block = fs::read(&disk).unwrap()[..65_536].to_vec();
+    disks::write_at(&disk, 20 * 65_536, &block);
+    host.ship_until_taken();
+    host.wait_for_points(4);
+    site.assert_disk_is("web", "latest", "root", &disk);
+    site.assert_sound();
+}
+
+#[test]
+fn a_gateway_that_slept_is_fenced_and_what_it_had_spooled_is_no_place_to_refer_to() {
+    let site = Site::with_vault();
+    let (first, mut second) = (GatewayHost::started(&site, "one"), GatewayHost::started(&site, "two"));
+    let disk = site.disk("disk.img");
+    disks::random(&disk, 3 * MIB, 1);
+    let named = [("root", disk.as_path())];
+    let host = AgentHost::new(&site, "web", &[first.address(), second.address()], &named, "");
+    host.enroll(&first);
+    host.ship();
+    host.wait_for_points(1);
+    let (vault, away) = (site.vault_folder(), site.folder().join("away"));
+    fs::rename(&vault, &away).unwrap();
+    fs::write(&vault, "no folder").unwrap();
+    disks::write_at(&disk, 0, &disks::seeded_bytes(2, 65_536));
+    host.ship();
+    first.process().pause();
+    fs::remove_file(&vault).unwrap();
+    fs::rename(&away, &vault).unwrap();
+    // Another takes over, and its points stand where the first's would have.
+    disks::write_at(&disk, MIB, &disks::seeded_bytes(3, 9000));
+    host.configure(&[second.address()], &named, "");
+    host.ship_until_taken();
+    host.wait_for_points(2);
+    second.kill();
+    first.process().resume();
+    // The bytes of the cycle that it spooled and that was never committed, at another place.
+    disks::write_at(&disk, 2 * MIB, &disks::seeded_bytes(2, 65_536));
+    host.configure(&[first.address()], &named, "");
     host.ship_until_taken();
     host.wait_for_points(3);
     site.assert_disk_is("web", "latest", "root", &disk);

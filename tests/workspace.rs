@@ -187,6 +187,42 @@ fn everything_comes_from_a_registry_or_this_repository() {
     }
 }
 
+/// Every source file of the workspace.
+fn sources() -> Vec<std::path::PathBuf> {
+    let (mut found, mut folders) = (Vec::new(), vec![repository()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder").flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let skipped = name == "target" || name.to_string_lossy().starts_with('.');
+            if path.is_dir() && !skipped {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_test_that_the_specification_names_exists() {
+    let code: String = sources().iter().map(|f| fs::read_to_string(f).expect("a source file")).collect();
+    let spec = fs::read_to_string(repository().join("docs/SPEC.md")).expect("docs/SPEC.md");
+    let named: BTreeSet<&str> = spec
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(|quoted| quoted.rsplit_once("::"))
+        .map(|(_, name)| name)
+        .filter(|name| {
+            name.contains('_') && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        })
+        .collect();
+    assert!(named.len() > 200, "only {} tests are named: is SPEC.md read rightly?", named.len());
+    let missing: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "docs/SPEC.md names tests that do not exist: {missing:#?}");
+}
+
 #[test]
 fn members_share_version_edition_and_lints() {
     let workspace = Workspace::read();

@@ -159,7 +159,7 @@ impl<C: Connect> Agent<C> {
                 }
                 Err(error) => {
                     tracing::debug!(gateway, %error, "no link");
-                    last = Some(error.context(format!("gateway {gateway}")));
+                    last = Some(error);
                 }
             }
         }

@@ -17,6 +17,9 @@ use crate::source::{Batch, Task};
 /// Bytes gathered for one worker: enough to keep it busy, and few enough that eight of them wait in 64 MiB.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
+/// Runs gathered for one worker.
+const PARTS_MAX: usize = 16 * 1024;
+
 /// A disk that is being received.
 struct Receiving<'a> {
     newest: &'a Newest,
@@ -194,13 +197,22 @@ impl Receiving<'_> {
             let run = bytes.split_to(len);
             let extent = Extent { start: start - base, len: len as u64 };
             self.batch.push(start, run);
-            self.parts.push(extent);
+            self.push_part(extent).await?;
             start += len as u64;
             if self.batch.len() >= BATCH_BYTES {
                 self.send_batch(extent.end()).await?;
             }
         }
         Ok(())
+    }
+
+    /// Adds a run: to the one before where it touches it. However small an agent cuts its runs, few are kept.
+    async fn push_part(&mut self, part: Extent) -> Result<()> {
+        match self.parts.last_mut() {
+            Some(last) if last.end() == part.start => last.len += part.len,
+            _ => self.parts.push(part),
+        }
+        if self.parts.len() >= PARTS_MAX { self.send_batch(part.end()).await } else { Ok(()) }
     }
 
     /// Hands on what was gathered up to `end` of the region.
@@ -231,7 +243,7 @@ impl Receiving<'_> {
             self.go_to(disk, region).await?;
             let base = u64::from(region) * REGION_BYTES;
             let end = extent.end().min(base + REGION_BYTES);
-            self.parts.push(Extent::between(start - base, end - base));
+            self.push_part(Extent::between(start - base, end - base)).await?;
             start = end;
         }
         Ok(())

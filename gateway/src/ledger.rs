@@ -69,9 +69,15 @@ impl Ledger {
         self.read().find(self.machine, id)
     }
 
-    /// A segment is stored: its chunks have places now.
-    pub(crate) fn stored(&self, segment: &Segment) -> Result<()> {
-        self.write().add_segment(segment)?;
+    /// A segment is in the store, or in the spool: its chunks have places now.
+    pub(crate) fn stored(&self, segment: &Segment, in_store: bool) -> Result<()> {
+        {
+            let mut index = self.write();
+            index.add_segment(segment)?;
+            if in_store {
+                index.segment_stored(segment.id);
+            }
+        }
         let mut pending = self.pending();
         self.moves.fetch_add(1, Ordering::Release);
         segment.chunks.iter().for_each(|c| {
@@ -100,9 +106,6 @@ impl Ledger {
 
     /// A point of the machine is committed, with these chunks inline.
     pub(crate) fn add_point(&self, timeline: Timeline, seq: Seq, chunks: &[ChunkRef]) -> Result<()> {
-        if chunks.is_empty() {
-            return Ok(());
-        }
         self.write().add_point(self.machine, timeline, seq, chunks)
     }
 }

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use landfall_model::{
-    CycleId, DiskMeta, DomainName, Error, ErrorKind, MachineName, Progress, Result, SegmentId, Seq, Timeline, Timestamp,
+    ChunkRef, CycleId, DiskMeta, DomainName, Error, ErrorKind, MachineName, Progress, Result, SegmentId, Seq, Timeline,
+    Timestamp,
 };
 use landfall_vault::{DedupIndex, Machine, MapView, SignedPoint, Tenure, Vault, crash_point, follows, now};
 use landfall_wire::{Begin, CycleCheck, FromAgent, Incoming};
@@ -34,7 +35,7 @@ const COMMITS_WAITING_MAX: usize = 1024;
 /// Records in memory before they are read anew from the newest checkpoint.
 const LAYERS_MAX: usize = 300;
 /// Large cycles that are taken at once.
-pub(crate) const LARGE_CYCLES: usize = 3;
+pub(crate) const LARGE_CYCLES: usize = 6;
 /// Waits after a commit that failed for a reason that may pass.
 const COMMIT_RETRY: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10)];
@@ -100,6 +101,8 @@ impl From<Error> for Refused {
 struct Waiting {
     signed: SignedPoint,
     view: MapView,
+    /// The chunks that stand in it, where they are known.
+    inline: Vec<ChunkRef>,
 }
 
 /// The owner of a machine while this gateway writes it.
@@ -109,6 +112,8 @@ pub(crate) struct Owner {
     tenure: Tenure,
     /// As of the newest spooled point.
     newest: Newest,
+    /// The cut of the newest point in the vault when it was opened.
+    committed: Option<Timestamp>,
     commits: mpsc::Sender<Waiting>,
     events: broadcast::Sender<Event>,
     /// Points that wait for their commit; `None` when the machine can no longer be written here.
@@ -118,11 +123,11 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// Takes a machine and what the spool has of it.
+    /// Takes a machine and what the spool has of it; also gives what becomes of its points, from the first.
     ///
     /// # Errors
     /// `Conflict` where another gateway writes it, `Corrupt` where the vault was rolled back, `Unavailable`.
-    pub(crate) async fn open(shared: Arc<Shared>, name: &MachineName) -> Result<Self> {
+    pub(crate) async fn open(shared: Arc<Shared>, name: &MachineName) -> Result<(Self, broadcast::Receiver<Event>)> {
         let machine = shared.vault.machine(name);
         let tenure = machine.take(name, shared.state.gateway_id()?, now).await?;
         let renewal = Renewal::start(tenure.clone());
@@ -130,8 +135,11 @@ impl Owner {
         let trusted = refuse_rollback(&shared.state, &newest).await?;
         let domain = shared.vault.site().domain_id(&shared.domain);
         DedupIndex::catch_up(&shared.index, &shared.vault, &shared.vault.epochs(domain).await?).await?;
-        let (commits, waiting) = channel(COMMITS_WAITING_MAX);
-        let (events, _) = broadcast::channel(COMMITS_WAITING_MAX);
+        // Before the spool is taken up: what is not committed is nothing that others may refer to.
+        know_inline_chunks(&newest, &shared.index, trusted).await?;
+        let committed = newest.meta().map(|m| m.source_time);
+        let (commits, waiting) = channel(COMMITS_WAITING_MAX + 1);
+        let (events, from_the_first) = broadcast::channel(COMMITS_WAITING_MAX);
         let (count, pending) = watch::channel(Some(0));
         for point in recover(&shared, &machine, &newest).await? {
             newest.line.push(point.point.key());
@@ -139,11 +147,10 @@ impl Owner {
             newest.view = Some(view.clone());
             count.send_modify(|n| *n = n.map(|n| n + 1));
             // The channel holds as many as the spool may.
-            if commits.try_send(Waiting { signed: point, view }).is_err() {
+            if commits.try_send(Waiting { signed: point, view, inline: Vec::new() }).is_err() {
                 return Err(Error::new(ErrorKind::Bug, "the spool holds more points than it may"));
             }
         }
-        know_inline_chunks(&newest, &shared.index, trusted).await?;
         let committer = Committer {
             shared: shared.clone(),
             machine,
@@ -152,7 +159,10 @@ impl Owner {
             count: count.clone(),
         };
         tokio::spawn(committer.run(waiting));
-        Ok(Self { shared, name: name.clone(), tenure, newest, commits, events, pending, count, _renewal: renewal })
+        let name = name.clone();
+        let owner =
+            Self { shared, name, tenure, newest, committed, commits, events, pending, count, _renewal: renewal };
+        Ok((owner, from_the_first))
     }
 
     /// The newest cycle that is spooled or committed.
@@ -163,6 +173,11 @@ impl Owner {
     /// The time of the newest committed or spooled point.
     pub(crate) fn newest_time(&self) -> Option<Timestamp> {
         self.newest.meta().map(|m| m.source_time)
+    }
+
+    /// The cut of the newest point in the vault, and how many waited in the spool, when the machine was taken.
+    pub(crate) fn taken_up(&self) -> (Option<Timestamp>, usize) {
+        (self.committed, self.pending.borrow().unwrap_or(0))
     }
 
     /// Says from now on what becomes of its points.
@@ -270,12 +285,11 @@ impl Owner {
         crash_point("spool.before-point");
         self.shared.spool.put_point(machine.id(), position.timeline, position.seq, bytes).await?;
         crash_point("spool.point-written");
-        session.ledger.add_point(position.timeline, position.seq, &made.inline)?;
         let view = MapView::extended(&machine, self.newest.view.take(), made.signed.point.clone());
         self.newest.view = Some(view.clone());
         self.newest.line.push(made.signed.point.key());
         self.count.send_modify(|n| *n = n.map(|n| n + 1));
-        place.send(Waiting { signed: made.signed, view });
+        place.send(Waiting { signed: made.signed, view, inline: made.inline });
         Ok(cycle)
     }
 
@@ -394,6 +408,11 @@ impl Committer {
         {
             let _one = self.shared.heads.lock().unwrap_or_else(PoisonError::into_inner);
             remember(&self.shared.state, &self.machine, point)?;
+        }
+        // Never before it is committed: another gateway's point may come to stand in its place.
+        {
+            let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
+            index.add_point(self.machine.id(), point.timeline(), point.seq(), &next.inline)?;
         }
         self.shared.spool.remove_point(self.machine.id(), point.timeline(), point.seq()).await
     }

@@ -139,6 +139,13 @@ impl Scanner {
             read_bytes: 0,
         };
         let old = task.old.as_deref();
+        if old.is_none() && data.is_empty() {
+            // All zero, and nothing to compare with: nothing is read.
+            let zero =
+                |p: &Extent| Change { start: to_u32(to_usize(p.start)), len: to_u32(to_usize(p.len)), data: None };
+            done.changes = task.parts.iter().filter(|p| p.len > 0).map(zero).collect();
+            return Ok(done);
+        }
         let runs = match old {
             None => all_of(&task.parts),
             Some(old) => {

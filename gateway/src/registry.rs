@@ -51,7 +51,10 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
 
 fn names(folder: &Path) -> Result<Vec<String>> {
     match fs::read_dir(folder) {
-        Ok(entries) => Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()),
+        Ok(entries) => {
+            let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
+            Ok(names.filter(|n| !n.ends_with(".new")).collect())
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(failed("list", folder, error)),
     }
@@ -99,6 +102,8 @@ impl Registry {
         let bytes = fs::read(&path).map_err(|_| refused())?;
         // Who deletes the file has the token.
         fs::remove_file(&path).map_err(|_| refused())?;
+        let folder = self.folder.join("tokens");
+        fs::File::open(&folder).and_then(|f| f.sync_all()).map_err(|e| failed("sync", &folder, e))?;
         let waiting: Waiting = serde_json::from_slice(&bytes).map_err(|_| refused())?;
         if waiting.expires <= now() { Err(refused()) } else { Ok(waiting.machine) }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
-use landfall_vault::{DedupIndex, Vault, crash_point};
+use landfall_vault::{DedupIndex, Vault, crash_point, layout, segment};
 use landfall_wire::pki::{Authority, Certificate};
 use landfall_wire::server::{Limits, Service};
 use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_version};
@@ -40,6 +40,8 @@ const UPLOAD_RETRY: [Duration; 6] = [
 const LINK_WAIT_MAX: Duration = Duration::from_secs(45);
 /// A machine without a link is given back after so long, so that its agent may go to another gateway.
 const RELEASE_AFTER: Duration = Duration::from_secs(5);
+/// How often a machine is tried to be taken of which something is spooled.
+const TAKE_UP_RETRY: Duration = Duration::from_secs(30);
 /// How often the files of the registry are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Certificates of agents are valid for so long; they are renewed after two thirds of it.
@@ -82,7 +84,7 @@ impl Gateway {
     pub async fn open(vault: Vault, state: State, options: &Options) -> Result<Self> {
         let lock = state.lock().await?;
         probe(&vault, &state).await?;
-        let spool = Arc::new(Spool::open(&state.spool_path(), options.spool_bytes)?);
+        let spool = Arc::new(Spool::open(&state.spool_path(), options.spool_bytes, &vault)?);
         let index = Arc::new(RwLock::new(DedupIndex::open(&state.index_path())?));
         let registry = Arc::new(Registry::open(state.agents_path())?);
         let authority = Arc::new(Authority::from_seed(vault.site().agent_authority_seed().as_bytes())?);
@@ -155,16 +157,22 @@ impl Gateway {
             let slot = self.slot(&name);
             let (shared, board) = (self.shared.clone(), self.board.clone());
             tokio::spawn(async move {
-                let mut owner = slot.owner.lock().await;
-                if owner.is_some() {
-                    return;
+                loop {
+                    let mut owner = slot.owner.lock().await;
+                    if owner.is_some() {
+                        return;
+                    }
+                    match open(shared.clone(), board.clone(), &name).await {
+                        Ok(open) => {
+                            *owner = Some(open);
+                            drop(owner);
+                            return Self::release_later(slot);
+                        }
+                        Err(error) => tracing::warn!(%error, machine = %name, "what is spooled of it waits"),
+                    }
+                    drop(owner);
+                    tokio::time::sleep(TAKE_UP_RETRY).await;
                 }
-                match open(shared, board, &name).await {
-                    Ok(open) => *owner = Some(open),
-                    Err(error) => tracing::warn!(%error, machine = %name, "what is spooled of it waits"),
-                }
-                drop(owner);
-                Self::release_later(slot);
             });
         }
     }
@@ -241,8 +249,10 @@ impl Gateway {
 
 /// Opens the owner of a machine, and tells the board of it from then on.
 async fn open(shared: Arc<Shared>, board: Arc<Board>, machine: &MachineName) -> Result<Owner> {
-    let owner = Owner::open(shared, machine).await?;
-    tokio::spawn(follow(owner.events(), board, machine.clone()));
+    let (owner, events) = Owner::open(shared, machine).await?;
+    let (committed, waiting) = owner.taken_up();
+    board.change(machine, |m| m.taken_up(committed, waiting));
+    tokio::spawn(follow(events, board, machine.clone()));
     Ok(owner)
 }
 
@@ -309,7 +319,7 @@ impl Service for Gateway {
             None => open(self.shared.clone(), self.board.clone(), &machine).await?,
         };
         let opened = owner.insert(opened);
-        self.board.change(&machine, |m| m.linked(opened.newest_time()));
+        self.board.change(&machine, MachineStatus::linked);
         say(&to, FromGateway::Welcome(Welcome { version, newest: opened.newest_cycle() })).await?;
         let outcome = self.link(opened, &mut from, &to, &machine).await;
         self.board.change(&machine, MachineStatus::unlinked);
@@ -386,8 +396,19 @@ async fn upload_lane(shared: &Shared, board: &Board, works: &tokio::sync::Notify
 async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
     let bytes: Bytes = shared.spool.read(name).await?;
     let size = bytes.len() as u64;
+    // The last look before the store has it for good.
+    shared.vault.check_object(name, &bytes).map_err(|e| e.context("in the spool"))?;
     shared.rate.take(size).await;
-    put_object(&shared.vault, name, bytes).await?;
+    put_object(&shared.vault, name, bytes.clone()).await?;
+    if let Some(layout::Name::Segment(id)) = layout::parse(name) {
+        let mut index = shared.index.write().unwrap_or_else(PoisonError::into_inner);
+        if !index.segment_stored(id) {
+            // Of an earlier run.
+            let chunks = segment::open_whole(shared.vault.site(), shared.vault.config().vault_id, id, &bytes)?;
+            index.add_segment(&segment::Segment { id, bytes, chunks })?;
+            index.segment_stored(id);
+        }
+    }
     crash_point("spool.object-stored");
     shared.spool.stored(name).await?;
     Ok(size)

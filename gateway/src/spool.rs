@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use landfall_model::{Error, ErrorKind, MachineId, Result, SegmentId, Seq, Timeline};
-use landfall_vault::{Store, io_kind, layout};
+use landfall_vault::{Store, Vault, io_kind, layout};
 use tokio::sync::Notify;
 
 /// What waits, and what is on its way.
@@ -66,7 +66,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 /// Writes a file so that it is there whole or not at all, also after a crash.
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let aside = path.with_extension("new");
+    let aside = path.with_added_extension("new");
     let write = || -> io::Result<()> {
         if let Some(folder) = path.parent().filter(|f| !f.exists()) {
             fs::create_dir_all(folder)?;
@@ -110,11 +110,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 }
 
 impl Spool {
-    /// Opens or makes a spool. Segments that are not what their name says are deleted: the points that need them are no points then.
+    /// Opens or makes a spool. Segments that are not what their name says are deleted: the points that need them are no points then. With
+    /// a wrapped epoch key that is damaged, everything is: what it seals could never be opened, and that is not told from the rest.
     ///
     /// # Errors
     /// `Usage`, `NoSpace`, `Unavailable` of the folder.
-    pub(crate) fn open(root: &Path, budget: u64) -> Result<Self> {
+    pub(crate) fn open(root: &Path, budget: u64, vault: &Vault) -> Result<Self> {
         let objects = root.join("objects");
         for folder in [&objects, &root.join("points")] {
             fs::create_dir_all(folder).map_err(|e| failed("make", folder, e))?;
@@ -123,17 +124,17 @@ impl Spool {
         for path in files(&objects)? {
             let name = path.strip_prefix(&objects).ok().and_then(Path::to_str).unwrap_or_default().to_owned();
             let bytes = fs::read(&path).map_err(|e| failed("read", &path, e))?;
-            let right = match layout::parse(&name) {
-                Some(layout::Name::Segment(id)) => *blake3::hash(&bytes).as_bytes() == *id.as_bytes(),
-                Some(layout::Name::Epoch(..)) => true,
-                _ => false,
-            };
-            if right {
+            let Err(error) = vault.check_object(&name, &bytes) else {
                 waiting.add(&name, bytes.len() as u64);
-            } else {
-                tracing::warn!(object = name, "an object in the spool is damaged: it is deleted");
-                fs::remove_file(&path).map_err(|e| failed("delete", &path, e))?;
+                continue;
+            };
+            if matches!(layout::parse(&name), Some(layout::Name::Epoch(..))) {
+                tracing::error!(%error, "a key in the spool is damaged: all that is spooled is deleted, and asked for again");
+                fs::remove_dir_all(root).map_err(|e| failed("delete", root, e))?;
+                return Self::open(root, budget, vault);
             }
+            tracing::warn!(%error, "an object in the spool is damaged: it is deleted");
+            fs::remove_file(&path).map_err(|e| failed("delete", &path, e))?;
         }
         let url = format!("file://{}", objects.display());
         let objects = Store::open(&url).map_err(|e| e.context("the spool"))?;
@@ -280,9 +281,9 @@ impl Spool {
         Ok(())
     }
 
-    /// It was not uploaded: it is tried again before the others.
+    /// It was not uploaded: it is tried again behind the others, so that one that cannot be uploaded does not hold them up.
     pub(crate) fn again(&self, name: String) {
-        self.waiting().queue.push_front(name);
+        self.waiting().queue.push_back(name);
         self.changed.notify_waiters();
     }
 }
@@ -291,7 +292,11 @@ impl Waiting {
     fn add(&mut self, name: &str, size: u64) {
         if self.sizes.insert(name.to_owned(), size).is_none() {
             self.bytes += size;
-            self.queue.push_back(name.to_owned());
+            if name.starts_with(layout::EPOCHS) {
+                self.queue.push_front(name.to_owned());
+            } else {
+                self.queue.push_back(name.to_owned());
+            }
         }
     }
 

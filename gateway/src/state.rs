@@ -49,7 +49,7 @@ fn failed(doing: &str, path: &Path, error: std::io::Error) -> Error {
 
 /// Replaces a file so that after a crash it is the old or the new one: write aside, fsync, rename, fsync the folder.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let aside = path.with_extension("new");
+    let aside = path.with_added_extension("new");
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&aside)?;
         file.write_all(bytes)?;

@@ -1,6 +1,6 @@
 //! How a gateway is: per machine and in all. Written to a file once a second, for `landfall status` and the metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -46,8 +46,11 @@ pub struct MachineStatus {
     pub committed: Option<Timestamp>,
     /// The number of that point.
     pub seq: Option<u64>,
-    /// Since when points of it wait for the store.
+    /// Since when the oldest of its points that wait for the store does.
     pub waiting_since: Option<Timestamp>,
+    /// Since when each of them does.
+    #[serde(skip)]
+    pub(crate) waiting: VecDeque<Timestamp>,
     /// Cycles taken since the gateway was started.
     pub cycles: u64,
     /// Times that everything had to be compared since then.
@@ -61,10 +64,15 @@ pub struct MachineStatus {
 }
 
 impl MachineStatus {
-    pub(crate) fn linked(&mut self, newest: Option<Timestamp>) {
+    /// Its spool was taken up: what the vault has, and what waits.
+    pub(crate) fn taken_up(&mut self, committed: Option<Timestamp>, waiting: usize) {
+        self.committed = committed;
+        self.waiting = std::iter::repeat_n(now(), waiting).collect();
+        self.waiting_since = self.waiting.front().copied();
+    }
+
+    pub(crate) fn linked(&mut self) {
         self.linked = true;
-        self.spooled = self.spooled.max(newest);
-        self.committed = self.committed.or(newest);
     }
 
     pub(crate) fn unlinked(&mut self) {
@@ -75,7 +83,8 @@ impl MachineStatus {
     pub(crate) fn spooled(&mut self, time: Timestamp) {
         self.cycles += 1;
         self.spooled = self.spooled.max(Some(time));
-        self.waiting_since.get_or_insert_with(now);
+        self.waiting.push_back(now());
+        self.waiting_since = self.waiting.front().copied();
     }
 
     pub(crate) fn committed(&mut self, seq: Seq, time: Timestamp) {
@@ -83,7 +92,8 @@ impl MachineStatus {
         self.seq = Some(seq.0);
         self.error = None;
         self.stuck = false;
-        self.waiting_since = (self.committed < self.spooled).then(now);
+        self.waiting.pop_front();
+        self.waiting_since = self.waiting.front().copied();
     }
 
     pub(crate) fn failed(&mut self, why: String, stuck: bool) {
@@ -242,6 +252,22 @@ mod tests {
         assert_eq!(silent.health(at(16)).0, Health::Critical);
         silent.committed(Seq(2), at(16));
         assert_eq!(silent.health(at(16)).0, Health::Ok);
+    }
+
+    #[test]
+    fn a_machine_that_stays_behind_is_behind_although_its_points_are_committed() {
+        let mut machine = MachineStatus { linked: true, ..MachineStatus::default() };
+        machine.taken_up(Some(at(1)), 0);
+        assert_eq!(machine.committed, Some(at(1)), "what is spooled is not in the vault");
+        machine.spooled(at(2));
+        machine.spooled(at(3));
+        let first = machine.waiting_since;
+        assert!(first.is_some());
+        machine.waiting[1] = at(50_000_000);
+        machine.committed(Seq(2), at(2));
+        assert_eq!(machine.waiting_since, Some(at(50_000_000)), "since when the oldest that is left waits");
+        machine.committed(Seq(3), at(3));
+        assert_eq!(machine.waiting_since, None);
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Uploader {
         self.segments.fetch_add(1, Ordering::Relaxed);
         session.progress.add_moved(size);
         crash_point("segment.stored");
-        session.ledger.stored(&segment)?;
+        session.ledger.stored(&segment, matches!(self.to, Destination::Store))?;
         crash_point("segment.indexed");
         Ok(())
     }

@@ -210,8 +210,9 @@ def main():
     print(text)
     if a.report:
         report = Path(a.report)
-        head, mark, _ = report.read_text().partition("<!-- figures -->")
-        report.write_text(f"{head}{mark or '<!-- figures -->'}\n\n{text}")
+        head, mark, rest = report.read_text().partition("<!-- figures -->")
+        _, gateway, service = rest.partition("<!-- gateway -->")
+        report.write_text(f"{head}{mark or '<!-- figures -->'}\n\n{text}\n{gateway}{service}")
 
 
 main()

@@ -12,3 +12,4 @@ cargo build --release --bin landfall --bin bare-loop
 tests/bench/make-corpus.sh "$DIR/corpus" "${BENCH_SIZE:-8G}"
 python3 tests/bench/run.py --landfall target/release/landfall --bare-loop target/release/bare-loop --corpus "$DIR/corpus" \
   --work "$DIR/work" --rounds "${BENCH_ROUNDS:-2}" --report docs/PERFORMANCE.md
+python3 tests/bench/gateway.py --landfall target/release/landfall --work "$DIR/gateway" --report docs/PERFORMANCE.md

@@ -155,6 +155,16 @@ impl Running {
         self.signal(rustix::process::Signal::KILL);
     }
 
+    /// Stops it where it is, as a host that is suspended does.
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
     fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.child);
         // It may be over already: then there is nothing to send.

@@ -119,6 +119,14 @@ impl<'a> GatewayHost<'a> {
         }
     }
 
+    /// The process.
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn process(&self) -> &Running {
+        self.running.as_ref().expect("it is running")
+    }
+
     /// Ends it in order.
     ///
     /// # Panics

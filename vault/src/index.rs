@@ -94,8 +94,10 @@ pub struct DedupIndex {
     live_epochs: BTreeSet<u32>,
     /// Points in the store, of the machines that are written here.
     points: BTreeMap<MachineId, BTreeSet<(Timeline, Seq)>>,
-    /// Sources that were added here and were not in a listing yet.
+    /// Segments that were added here and were not in a listing yet: on their way to the store, or there.
     unlisted: BTreeSet<u32>,
+    /// Those of them that are in the store.
+    stored: BTreeSet<u32>,
 }
 
 fn local(error: impl Into<redb::Error>) -> Error {
@@ -137,6 +139,7 @@ impl DedupIndex {
             live_epochs: BTreeSet::new(),
             points: BTreeMap::new(),
             unlisted: BTreeSet::new(),
+            stored: BTreeSet::new(),
         };
         index.load()?;
         index.allow_epoch(EpochId::INDEX)?;
@@ -150,10 +153,10 @@ impl DedupIndex {
     /// `Unavailable`.
     pub async fn catch_up(index: &RwLock<Self>, vault: &Vault, epochs: &[EpochId]) -> Result<()> {
         let write = || index.write().unwrap_or_else(PoisonError::into_inner);
-        // What is added while the listing is under way is not in it.
-        let added_before = write().unlisted.clone();
+        // What is stored while the listing is under way need not be in it.
+        let stored_before = write().stored.clone();
         let listed = vault.store().list(layout::SEGMENTS).await?;
-        let unknown = write().seen(listed.iter().map(|o| (o.name.as_str(), o.size)), &added_before);
+        let unknown = write().seen(listed.iter().map(|o| (o.name.as_str(), o.size)), &stored_before);
         let mut directories = stream::iter(unknown)
             .map(|(id, size)| async move { Ok::<_, Error>((id, size, read_directory(vault, id, size).await)) })
             .buffer_unordered(DIRECTORIES_IN_FLIGHT);
@@ -192,7 +195,7 @@ impl DedupIndex {
     fn seen<'a>(
         &mut self,
         listed: impl Iterator<Item = (&'a str, u64)>,
-        added_before: &BTreeSet<u32>,
+        stored_before: &BTreeSet<u32>,
     ) -> Vec<(SegmentId, u64)> {
         let mut unknown = Vec::new();
         let mut there = BTreeSet::new();
@@ -205,7 +208,8 @@ impl DedupIndex {
                 _ => unknown.push((id, size)),
             }
         }
-        self.unlisted.retain(|n| !there.contains(n) && !added_before.contains(n));
+        self.unlisted.retain(|n| !there.contains(n) && !stored_before.contains(n));
+        self.stored.retain(|n| self.unlisted.contains(n));
         let point = |n: &u32| matches!(self.sources.get(n), Some((SourceKey::Point(..), _)));
         self.live.retain(|n| there.contains(n) || self.unlisted.contains(n) || point(n));
         self.live.extend(there);
@@ -278,7 +282,7 @@ impl DedupIndex {
         Ok(())
     }
 
-    /// Adds a segment that is stored.
+    /// Adds a segment that is in the spool of this gateway, or in the store ([`Self::segment_stored`]).
     ///
     /// # Errors
     /// `NoSpace`, `Unavailable` of the local file.
@@ -292,17 +296,30 @@ impl DedupIndex {
         Ok(())
     }
 
+    /// A segment is in the store; `false` where it was not added.
+    pub fn segment_stored(&mut self, id: SegmentId) -> bool {
+        let Some(number) = self.numbers.get(&SourceKey::Segment(id)).copied() else { return false };
+        if self.unlisted.contains(&number) {
+            self.stored.insert(number);
+        }
+        self.live.contains(&number)
+    }
+
     /// Whether the inline frames of a point of a machine are known.
     pub fn knows_point(&self, machine: MachineId, timeline: Timeline, seq: Seq) -> bool {
         self.numbers.get(&SourceKey::Point(machine, timeline, seq)).is_some_and(|n| self.live.contains(n))
     }
 
-    /// Adds the inline frames of a point of a machine that is committed.
+    /// Adds a point of a machine that is committed, and its inline frames. One that is not committed may never be, and another gateway's
+    /// may stand in its place.
     ///
     /// # Errors
     /// As for [`Self::add_segment`].
     pub fn add_point(&mut self, machine: MachineId, timeline: Timeline, seq: Seq, chunks: &[ChunkRef]) -> Result<()> {
         self.points.entry(machine).or_default().insert((timeline, seq));
+        if chunks.is_empty() {
+            return Ok(());
+        }
         self.add(SourceKey::Point(machine, timeline, seq), 0, chunks)
     }
 

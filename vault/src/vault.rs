@@ -174,14 +174,35 @@ impl Vault {
         recipient: RecipientId,
     ) -> Result<(Bytes, SitePublic)> {
         let bytes = self.store().get(name).await?.ok_or_else(|| Error::corrupt(format!("{name}: it is missing")))?;
-        let header = WrappedHeader::parse(&bytes).map_err(|e| Error::from(e).context(name))?;
+        let signer = self.check_wrapped(name, kind, recipient, &bytes)?;
+        Ok((bytes, signer))
+    }
+
+    fn check_wrapped(&self, name: &str, kind: WrappedKind, recipient: RecipientId, bytes: &[u8]) -> Result<SitePublic> {
+        let header = WrappedHeader::parse(bytes).map_err(|e| Error::from(e).context(name))?;
         let signer = self.signers().iter().find(|s| header.verify_signature(s));
         let signer = signer.filter(|_| header.vault() == self.config().vault_id);
         let signer = signer.ok_or_else(|| Error::corrupt(format!("{name}: no key of this vault signed it")))?;
         if header.kind() != kind || header.recipient() != recipient {
             return Err(Error::corrupt(format!("{name}: it is another object, put in this place")));
         }
-        Ok((bytes, *signer))
+        Ok(*signer)
+    }
+
+    /// Whether the bytes of a segment or wrapped epoch key are what their name says: content of one, signature and place of the other.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn check_object(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let right = match layout::parse(name) {
+            Some(layout::Name::Segment(id)) => blake3::hash(bytes).as_bytes() == id.as_bytes(),
+            Some(layout::Name::Epoch(domain, epoch, recipient)) => {
+                self.check_wrapped(name, WrappedKind::Epoch { domain, epoch }, recipient, bytes)?;
+                true
+            }
+            _ => false,
+        };
+        if right { Ok(()) } else { Err(Error::corrupt(format!("{name}: its bytes are not what its name says"))) }
     }
 
     /// Opens an epoch with the recovery key.

@@ -43,6 +43,8 @@ pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most bytes of a disk in one message.
 pub const DATA_BYTES_MAX: usize = 1024 * 1024;
+/// Largest disk: 256 TiB.
+pub const DISK_BYTES_MAX: u64 = 1 << 48;
 /// Most disks of a machine.
 pub const DISKS_MAX: usize = 1024;
 /// Longest text in a message, in bytes.

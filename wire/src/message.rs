@@ -7,7 +7,7 @@ use landfall_model::{
 use prost::Message;
 
 use crate::raw::{self, AgentKind, AgentMessage, GatewayKind, GatewayMessage};
-use crate::{DATA_BYTES_MAX, DISKS_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, VERSIONS};
+use crate::{DATA_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, VERSIONS};
 
 /// The first message of a link.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -151,6 +151,9 @@ fn disk_from(raw: raw::Disk) -> Result<DiskShape> {
     let name: DiskName = raw.name.parse().map_err(wrong)?;
     if raw.size == 0 {
         return Err(wrong(format_args!("disk {name} without a byte")));
+    }
+    if raw.size > DISK_BYTES_MAX {
+        return Err(wrong(format_args!("disk {name} of {} bytes (at most {DISK_BYTES_MAX} are taken)", raw.size)));
     }
     if !raw.sector_size.is_power_of_two() || !(512..=65536).contains(&raw.sector_size) {
         return Err(wrong(format_args!("disk {name} with sectors of {} bytes", raw.sector_size)));

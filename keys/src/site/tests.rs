@@ -12,6 +12,7 @@ fn every_derived_key_and_id_is_golden() {
     assert_eq!(site.fingerprinter(domain()).chunk_id(&data()).to_string(), golden::CHUNK_ID);
     assert_eq!(site.page_fingerprinter().chunk_id(&data()).to_string(), golden::PAGE_ID);
     assert_eq!(hex(site.cut_secret(domain()).as_bytes()), golden::CUT_SECRET);
+    assert_eq!(hex(site.agent_authority_seed().as_bytes()), golden::AGENT_CA);
 }
 
 #[test]

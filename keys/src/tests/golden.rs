@@ -18,6 +18,8 @@ pub(crate) const RECORD_SIGNATURE: &str = "7207ffbde1ddc7bc01bd00d8b3fe392481453
 pub(crate) const DOMAIN_ID: &str = "629640321e0c16d03bc1acb8824d8655";
 /// Id of the machine `web-01`.
 pub(crate) const MACHINE_ID: &str = "22aaed2c42fa668903f97bb94fbae9be";
+/// Seed of the certificate authority of the agents.
+pub(crate) const AGENT_CA: &str = "fd45a5a29421539dc26ba1c88b35cd66f15e28e981f1f4b222735206e84b102b";
 /// ChunkId of the data in that domain.
 pub(crate) const CHUNK_ID: &str = "a9325fff1b72135a2c3c73ae7f992d4f1101c145106937b958960d7a8e5da4af";
 /// PageId of the data.

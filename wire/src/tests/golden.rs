@@ -9,7 +9,8 @@ use super::support::{begin, cycle_id, data, hello, refused};
 use crate::codec::Wire;
 use crate::raw::{AgentKind, AgentMessage, Certified, Enroll, Renew};
 use crate::{
-    DATA_BYTES_MAX, DISKS_MAX, End, FromAgent, FromGateway, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, Welcome, kind_of_code,
+    DATA_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, End, FromAgent, FromGateway, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, Welcome,
+    kind_of_code,
 };
 
 fn agent_messages() -> Vec<(FromAgent, &'static str)> {
@@ -103,6 +104,7 @@ fn what_is_beyond_the_bounds_is_corrupt() {
     };
     raw(&|_| {}).unwrap();
     refused(raw(&|b| b.disks.clear()), ErrorKind::Corrupt, "0 disks");
+    refused(raw(&|b| b.disks[0].size = DISK_BYTES_MAX + 1), ErrorKind::Corrupt, "at most");
     refused(raw(&|b| b.disks = vec![b.disks[0].clone(); DISKS_MAX + 1]), ErrorKind::Corrupt, "1025 disks");
     refused(raw(&|b| b.disks[1] = b.disks[0].clone()), ErrorKind::Corrupt, "twice");
     refused(raw(&|b| b.disks[0].size = 0), ErrorKind::Corrupt, "without a byte");

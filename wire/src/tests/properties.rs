@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use crate::pki::{Certificate, Token};
 use crate::{
-    Begin, DATA_BYTES_MAX, DISKS_MAX, Data, DiskShape, End, FromAgent, FromGateway, Hello, TEXT_BYTES_MAX, Welcome,
-    choose_version,
+    Begin, DATA_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, Data, DiskShape, End, FromAgent, FromGateway, Hello,
+    TEXT_BYTES_MAX, Welcome, choose_version,
 };
 
 fn cycle() -> impl Strategy<Value = CycleId> {
@@ -23,7 +23,7 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn disk() -> impl Strategy<Value = DiskShape> {
-    (name(), 1_u64.., 9_u32..=16, any::<[bool; 3]>(), text(), text()).prop_map(
+    (name(), 1..=DISK_BYTES_MAX, 9_u32..=16, any::<[bool; 3]>(), text(), text()).prop_map(
         |(name, size, sector, [boot, excluded, whole], source, identity)| DiskShape {
             name: name.parse().unwrap(),
             size,

@@ -197,7 +197,7 @@ async fn a_token_works_once_for_its_machine_and_at_its_site() {
     enroll(&gateway.address, &text.to_lowercase().parse().unwrap(), &machine).await.unwrap();
     refused(enroll(&gateway.address, &token, &machine).await, ErrorKind::Key, "unknown or used");
     let result = enroll(&gateway.address, &gateway.token("db-2"), &machine).await;
-    refused(result, ErrorKind::Corrupt, "certified machine db-2, not db-1");
+    refused(result, ErrorKind::Key, "certified machine db-2, not db-1");
 }
 
 #[tokio::test]
