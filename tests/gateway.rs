@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use landfall_tests::disks;
@@ -12,6 +13,26 @@ use landfall_tests::landfall::{Site, exit, number};
 use landfall_tests::relay::Relay;
 use landfall_tests::service::{AgentHost, GatewayHost};
 use support::{Dice, MIB, walk};
+
+/// While it lasts, the store is not there.
+struct Outage {
+    vault: PathBuf,
+    away: PathBuf,
+}
+
+impl Outage {
+    fn of(site: &Site) -> Self {
+        let (vault, away) = (site.vault_folder(), site.folder().join("away"));
+        fs::rename(&vault, &away).unwrap();
+        fs::write(&vault, "no folder").unwrap();
+        Self { vault, away }
+    }
+
+    fn end(self) {
+        fs::remove_file(&self.vault).unwrap();
+        fs::rename(&self.away, &self.vault).unwrap();
+    }
+}
 
 #[test]
 fn an_agent_enrols_and_its_cuts_become_recovery_points() {
@@ -261,17 +282,14 @@ fn a_damaged_spool_costs_a_repetition_and_never_a_wrong_point() {
         gateway.start();
         host.ship();
         host.wait_for_points(2);
-        let (vault, away) = (site.vault_folder(), site.folder().join("away"));
-        fs::rename(&vault, &away).unwrap();
-        fs::write(&vault, "no folder").unwrap();
+        let outage = Outage::of(&site);
         // One cycle of a segment, and one that stands inline behind it.
         disks::write_at(&disk, 0, &disks::seeded_bytes(2, 2_900_000));
         host.ship();
         disks::write_at(&disk, MIB, &disks::seeded_bytes(3, 5000));
         host.ship();
         gateway.kill();
-        fs::remove_file(&vault).unwrap();
-        fs::rename(&away, &vault).unwrap();
+        outage.end();
         let spooled: Vec<_> = walk(gateway.folder())
             .into_iter()
             .filter(|f| f.to_str().unwrap().contains(&format!("/spool/{spoil}/")))
@@ -335,16 +353,13 @@ fn a_second_gateway_takes_over_what_the_first_had_spooled_and_lost() {
     host.ship();
     host.wait_for_points(1);
     // The store is gone: the next cycles are acknowledged, and are nowhere but in the spool of the first.
-    let (vault, away) = (site.vault_folder(), site.folder().join("away"));
-    fs::rename(&vault, &away).unwrap();
-    fs::write(&vault, "no folder").unwrap();
+    let outage = Outage::of(&site);
     disks::write_at(&disk, MIB, &disks::seeded_bytes(2, 300_000));
     host.ship();
     disks::write_at(&disk, 0, &disks::seeded_bytes(3, 9000));
     host.ship();
     first.kill();
-    fs::remove_file(&vault).unwrap();
-    fs::rename(&away, &vault).unwrap();
+    outage.end();
     // The second has never heard of them; the agent has, and sends what changed since the point that the vault has.
     host.ship_until_taken();
     host.wait_for_points(2);
@@ -378,14 +393,11 @@ fn a_gateway_that_slept_is_fenced_and_what_it_had_spooled_is_no_place_to_refer_t
     host.enroll(&first);
     host.ship();
     host.wait_for_points(1);
-    let (vault, away) = (site.vault_folder(), site.folder().join("away"));
-    fs::rename(&vault, &away).unwrap();
-    fs::write(&vault, "no folder").unwrap();
+    let outage = Outage::of(&site);
     disks::write_at(&disk, 0, &disks::seeded_bytes(2, 65_536));
     host.ship();
     first.process().pause();
-    fs::remove_file(&vault).unwrap();
-    fs::rename(&away, &vault).unwrap();
+    outage.end();
     // Another takes over, and its points stand where the first's would have.
     disks::write_at(&disk, MIB, &disks::seeded_bytes(3, 9000));
     host.configure(&[second.address()], &named, "");
@@ -412,9 +424,7 @@ fn while_the_store_is_down_cycles_are_spooled_and_become_points_later() {
     host.enroll(&gateway);
     host.ship();
     host.wait_for_points(1);
-    let (vault, away) = (site.vault_folder(), site.folder().join("away"));
-    fs::rename(&vault, &away).unwrap();
-    fs::write(&vault, "no folder").unwrap();
+    let outage = Outage::of(&site);
     let mut kept = Vec::new();
     for round in 2..6_u64 {
         disks::write_at(&disk, round * 100_000, &disks::seeded_bytes(round, 70_000));
@@ -429,8 +439,7 @@ fn while_the_store_is_down_cycles_are_spooled_and_become_points_later() {
     for file in walk(gateway.folder()) {
         assert!(!disks::holds_bytes(&file, wanted), "plain text in {}", file.display());
     }
-    fs::remove_file(&vault).unwrap();
-    fs::rename(&away, &vault).unwrap();
+    outage.end();
     gateway.start();
     host.wait_for_points(5);
     for (number, copy) in (2..).zip(&kept) {

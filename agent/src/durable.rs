@@ -10,22 +10,9 @@ use landfall_model::{Error, ErrorKind, Result};
 /// Nobody else may read what an agent keeps.
 const MODE: u32 = 0o600;
 
-fn kind(error: &io::Error) -> ErrorKind {
-    use io::ErrorKind as Io;
-    match error.kind() {
-        Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::NoSpace,
-        Io::NotFound => ErrorKind::NotFound,
-        Io::PermissionDenied | Io::InvalidInput | Io::NotADirectory | Io::IsADirectory | Io::ReadOnlyFilesystem => {
-            ErrorKind::Usage
-        }
-        Io::AlreadyExists => ErrorKind::Conflict,
-        _ => ErrorKind::Unavailable,
-    }
-}
-
 /// A failure in the state directory.
 pub(crate) fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
-    Error::with_source(kind(&error), format!("cannot {doing} {} (state directory)", path.display()), error)
+    Error::with_source(ErrorKind::of_io(&error), format!("cannot {doing} {} (state directory)", path.display()), error)
 }
 
 /// The name under which a file is written before it is whole.

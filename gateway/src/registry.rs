@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use landfall_model::{Error, ErrorKind, MachineName, Result, Timestamp};
-use landfall_vault::{io_kind, now};
+use landfall_vault::now;
 use landfall_wire::pki::Token;
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,11 @@ struct Issued {
 }
 
 fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
-    Error::with_source(io_kind(&error), format!("cannot {doing} {} (agents of the gateway)", path.display()), error)
+    Error::with_source(
+        ErrorKind::of_io(&error),
+        format!("cannot {doing} {} (agents of the gateway)", path.display()),
+        error,
+    )
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>> {

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use landfall_model::{Error, ErrorKind, MachineId, Result, SegmentId, Seq, Timeline};
-use landfall_vault::{Store, Vault, io_kind, layout};
+use landfall_vault::{Store, Vault, layout};
 use tokio::sync::Notify;
 
 /// What waits, and what is on its way.
@@ -57,7 +57,7 @@ pub(crate) struct SpooledPoint {
 }
 
 fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
-    Error::with_source(io_kind(&error), format!("cannot {doing} {} (spool)", path.display()), error)
+    Error::with_source(ErrorKind::of_io(&error), format!("cannot {doing} {} (spool)", path.display()), error)
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {

@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use landfall_model::{Error, ErrorKind, GatewayId, Result, VaultId};
-use landfall_vault::io_kind;
 use landfall_vault::verify::Heads;
 use rustix::fs::{FlockOperation, flock};
 
@@ -44,7 +43,7 @@ pub struct Lock {
 }
 
 fn failed(doing: &str, path: &Path, error: std::io::Error) -> Error {
-    Error::with_source(io_kind(&error), format!("cannot {doing} {} (state directory)", path.display()), error)
+    Error::with_source(ErrorKind::of_io(&error), format!("cannot {doing} {} (state directory)", path.display()), error)
 }
 
 /// Replaces a file so that after a crash it is the old or the new one: write aside, fsync, rename, fsync the folder.

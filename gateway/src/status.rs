@@ -151,7 +151,7 @@ impl Status {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| {
             let why = format!("no gateway has run here ({}): start `landfall gateway run`", path.display());
-            Error::with_source(landfall_vault::io_kind(&e), why, e)
+            Error::with_source(ErrorKind::of_io(&e), why, e)
         })?;
         serde_json::from_slice(&bytes)
             .map_err(|e| Error::with_source(ErrorKind::Corrupt, format!("{} is damaged", path.display()), e))

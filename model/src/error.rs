@@ -27,6 +27,20 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// What an I/O error of this host means to the operator.
+    pub fn of_io(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind as Io;
+        match error.kind() {
+            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => Self::NoSpace,
+            Io::NotFound => Self::NotFound,
+            Io::PermissionDenied | Io::InvalidInput | Io::NotADirectory | Io::IsADirectory | Io::ReadOnlyFilesystem => {
+                Self::Usage
+            }
+            Io::AlreadyExists => Self::Conflict,
+            _ => Self::Unavailable,
+        }
+    }
+
     /// Exit code of the command.
     pub const fn exit_code(self) -> u8 {
         match self {

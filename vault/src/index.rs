@@ -124,8 +124,9 @@ impl DedupIndex {
             Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(local(redb::Error::DatabaseAlreadyOpen)),
             Err(error) => {
                 tracing::warn!(%error, "the dedup index is damaged: making it again from the vault");
-                std::fs::remove_file(path)
-                    .map_err(|e| Error::with_source(crate::io_kind(&e), "cannot remove the damaged dedup index", e))?;
+                std::fs::remove_file(path).map_err(|e| {
+                    Error::with_source(ErrorKind::of_io(&e), "cannot remove the damaged dedup index", e)
+                })?;
                 open().map_err(local)?
             }
         };

@@ -45,20 +45,6 @@ mod tests;
 
 use landfall_model::{ErrorKind, Timestamp};
 
-/// What an I/O error of this host means to the operator.
-pub fn io_kind(error: &std::io::Error) -> ErrorKind {
-    use std::io::ErrorKind as Io;
-    match error.kind() {
-        Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::NoSpace,
-        Io::NotFound => ErrorKind::NotFound,
-        Io::PermissionDenied | Io::InvalidInput | Io::NotADirectory | Io::IsADirectory | Io::ReadOnlyFilesystem => {
-            ErrorKind::Usage
-        }
-        Io::AlreadyExists => ErrorKind::Conflict,
-        _ => ErrorKind::Unavailable,
-    }
-}
-
 /// The moment by this host's clock.
 pub fn now() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

@@ -171,7 +171,7 @@ impl Store {
             return Err(usage("the path must be absolute, as in file:///srv/vault".to_owned()));
         }
         std::fs::create_dir_all(path).map_err(|e| {
-            let kind = crate::io_kind(&e);
+            let kind = ErrorKind::of_io(&e);
             Error::with_source(kind, format!("cannot make the vault's directory {path}"), e)
         })?;
         let inner = object_store::local::LocalFileSystem::new_with_prefix(path)
@@ -478,7 +478,7 @@ impl Failed {
             E::JoinError { .. } => Self::Final(ErrorKind::Bug),
             // A request that cannot even be made, for example to an http:// endpoint that was not allowed.
             other if one_line(other).contains("builder error") => Self::Final(ErrorKind::Usage),
-            other => match io_cause(other).map(crate::io_kind) {
+            other => match io_cause(other).map(ErrorKind::of_io) {
                 Some(kind @ (ErrorKind::NoSpace | ErrorKind::Usage)) => Self::Final(kind),
                 _ => Self::Transient,
             },

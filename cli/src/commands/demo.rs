@@ -13,7 +13,7 @@ use landfall_gateway::{Cancel, DiskSpec, Outcome, Request, State, replicate};
 use landfall_keys::{RecoveryKey, SiteKey};
 use landfall_model::{DiskName, Error, ErrorKind, MachineName, Progress, Result, Seq, VaultId};
 use landfall_restore::{Options, TargetSpec, rehydrate};
-use landfall_vault::{Selector, Store, Vault, io_kind, now};
+use landfall_vault::{Selector, Store, Vault, now};
 use serde_json::json;
 
 use crate::args::{Common, Demo};
@@ -28,7 +28,7 @@ const NEW_FILES: usize = 40;
 
 fn failed(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     let what = what.into();
-    move |e| Error::with_source(io_kind(&e), what, e)
+    move |e| Error::with_source(ErrorKind::of_io(&e), what, e)
 }
 
 /// Runs the demo.

@@ -4,8 +4,7 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use landfall_keys::{combine as combine_shares, split};
-use landfall_model::{Error, Result};
-use landfall_vault::io_kind;
+use landfall_model::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use crate::args::Common;
@@ -22,7 +21,8 @@ pub(crate) fn shares(common: &Common, threshold: u8, shares: u8) -> Result<()> {
 pub(crate) fn combine(common: &Common, files: &[PathBuf]) -> Result<()> {
     let target = common.recovery_key_path()?;
     let mut text = String::new();
-    let failed = |what: String, e: std::io::Error| Error::with_source(io_kind(&e), format!("cannot read {what}"), e);
+    let failed =
+        |what: String, e: std::io::Error| Error::with_source(ErrorKind::of_io(&e), format!("cannot read {what}"), e);
     if files.is_empty() {
         std::io::stdin().lock().read_to_string(&mut text).map_err(|e| failed("shares from stdin".to_owned(), e))?;
     }
