@@ -5,13 +5,16 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use landfall_tests::disks;
 use landfall_tests::landfall::{Site, exit, number};
 use landfall_tests::relay::Relay;
 use landfall_tests::service::{AgentHost, GatewayHost};
+use landfall_tests::{disks, need, tools};
 use support::{Dice, MIB, walk};
 
 /// While it lasts, the store is not there.
@@ -447,6 +450,71 @@ fn while_the_store_is_down_cycles_are_spooled_and_become_points_later() {
     }
     gateway.stop();
     site.assert_sound();
+}
+
+/// A disk image that is mounted. Unmounted when it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// `None` after saying that this host, which may be a container, cannot.
+    fn of(disk: &Path, at: PathBuf) -> Option<Self> {
+        fs::create_dir(&at).unwrap();
+        let mut mount = Command::new(tools::need("mount")?);
+        if !tools::output(mount.args(["-o", "loop"]).args([disk, &at])).status.success() {
+            eprintln!("SKIPPED: this host does not let us mount a disk image");
+            return None;
+        }
+        Some(Self(at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_file_system_that_is_written_to_all_the_time_is_whole_in_every_point() {
+    need!(tools::need("fsfreeze"));
+    let site = Site::with_vault();
+    let gateway = GatewayHost::started(&site, "gw");
+    let disk = site.disk("disk.img");
+    need!(disks::ext4(&disk, 48 * MIB, 4 * MIB));
+    let mounted = need!(Mounted::of(&disk, site.folder().join("mnt")));
+    let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
+    let config = host.state().with_file_name("agent.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text}mounts = [\"{}\"]\n", mounted.0.display())).unwrap();
+    host.enroll(&gateway);
+    let (stop, folder) = (Arc::new(AtomicBool::new(false)), mounted.0.clone());
+    let stopped = stop.clone();
+    let writer = std::thread::spawn(move || {
+        for number in 0_u64.. {
+            if stopped.load(Ordering::SeqCst) {
+                return number;
+            }
+            // Files are made, grown and removed: the journal is never empty.
+            let name = |n: u64| folder.join(format!("file-{}", n % 40));
+            fs::write(name(number), disks::seeded_bytes(number, 30_000)).unwrap();
+            let _ = fs::remove_file(name(number + 13));
+        }
+        0
+    });
+    for _ in 0..4 {
+        host.ship();
+    }
+    stop.store(true, Ordering::SeqCst);
+    assert!(writer.join().unwrap() > 40, "the writer went on between the cuts");
+    host.wait_for_points(4);
+    for point in site.points("web") {
+        assert_eq!(point["consistency"], "filesystem", "{point}");
+        let (seq, back) = (number(&point, "seq").to_string(), site.disk("back"));
+        site.rehydrate("web", &seq, &[("root", &back)]);
+        // Nothing has to be recovered from a journal: it was empty at the cut.
+        disks::assert_ext4_healthy(&back);
+        fs::remove_file(back).unwrap();
+    }
 }
 
 #[test]
