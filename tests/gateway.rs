@@ -436,6 +436,11 @@ fn while_the_store_is_down_cycles_are_spooled_and_become_points_later() {
         kept.push(copy);
         host.ship();
     }
+    let status = gateway.status_where(|s| s["machines"][0]["error"].is_string());
+    let machine = &status["machines"][0];
+    assert!(machine["waiting_since"].is_string() && machine["seq"] == 1, "it says what waits: {machine}");
+    assert_ne!(machine["health"], "ok", "{machine}");
+    assert!(number(machine, "rpo_ms") > 0, "the age of what is in the vault, not of what is spooled: {machine}");
     // What waits is durable, and nothing of it can be read: the disks' bytes are nowhere in the gateway's folder.
     gateway.kill();
     let wanted = &disks::seeded_bytes(5, 70_000)[..64];
@@ -445,6 +450,7 @@ fn while_the_store_is_down_cycles_are_spooled_and_become_points_later() {
     outage.end();
     gateway.start();
     host.wait_for_points(5);
+    gateway.status_where(|s| s["machines"][0]["health"] == "ok" && s["machines"][0]["waiting_since"].is_null());
     for (number, copy) in (2..).zip(&kept) {
         site.assert_disk_is("web", &u32::to_string(&number), "root", copy);
     }

@@ -79,8 +79,8 @@ impl Shared {
 pub(crate) enum Event {
     /// A point is in the vault.
     Committed(Option<CycleId>, Timeline, Seq, Timestamp),
-    /// The commit did not work: the reason, and whether it is tried again.
-    Failed(String, bool),
+    /// The commit did not work: the kind of the error, what it says, and whether it is tried again.
+    Failed(ErrorKind, String, bool),
 }
 
 /// Why a cycle is not taken.
@@ -378,7 +378,7 @@ impl Committer {
             while let Err(error) = self.commit(&next).await {
                 let again = !matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Corrupt | ErrorKind::Bug);
                 tracing::warn!(%error, seq = %next.signed.point.seq(), again, "a point was not committed");
-                let _ = self.events.send(Event::Failed(error.to_string(), again));
+                let _ = self.events.send(Event::Failed(error.kind(), error.to_string(), again));
                 if !again {
                     self.give_up().await;
                     return;

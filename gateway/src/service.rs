@@ -274,7 +274,7 @@ async fn tell(mut events: broadcast::Receiver<Event>, to: mpsc::Sender<FromGatew
     loop {
         let message = match events.recv().await {
             Ok(Event::Committed(Some(cycle), timeline, seq, _)) => FromGateway::Committed(cycle, timeline, seq),
-            Ok(Event::Failed(why, false)) => FromGateway::Refuse(ErrorKind::Conflict.exit_code(), why),
+            Ok(Event::Failed(_, why, false)) => FromGateway::Refuse(ErrorKind::Conflict.exit_code(), why),
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => continue,
             Err(broadcast::error::RecvError::Closed) => return,
         };
@@ -289,7 +289,11 @@ async fn follow(mut events: broadcast::Receiver<Event>, board: Arc<Board>, machi
     loop {
         match events.recv().await {
             Ok(Event::Committed(_, _, seq, time)) => board.change(&machine, |m| m.committed(seq, time)),
-            Ok(Event::Failed(why, again)) => board.change(&machine, |m| m.failed(why, !again)),
+            Ok(Event::Failed(kind, why, again)) => {
+                // Tried again, and waiting alone does not mend it: credentials, a full bucket.
+                let needs_somebody = matches!(kind, ErrorKind::Usage | ErrorKind::Key | ErrorKind::NoSpace);
+                board.change(&machine, |m| m.failed(why, !again || needs_somebody));
+            }
             Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return,
         }
