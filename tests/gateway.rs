@@ -37,6 +37,15 @@ impl Outage {
     }
 }
 
+/// A machine `web` with one disk, enrolled at a gateway.
+fn protected<'a>(site: &'a Site, gateway: &GatewayHost<'_>, size: u64) -> (PathBuf, AgentHost<'a>) {
+    let disk = site.disk("disk.img");
+    disks::random(&disk, size, 1);
+    let host = AgentHost::new(site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
+    host.enroll(gateway);
+    (disk, host)
+}
+
 #[test]
 fn an_agent_enrols_and_its_cuts_become_recovery_points() {
     let site = Site::with_vault();
@@ -80,10 +89,7 @@ fn metrics_tell_how_old_each_machines_newest_point_is() {
     let site = Site::with_vault();
     let mut gateway = GatewayHost::new(&site, "gw", "metrics = \"127.0.0.1:0\"\nrate = \"100MiB\"");
     gateway.start();
-    let disk = site.disk("disk.img");
-    disks::random(&disk, MIB, 1);
-    let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-    host.enroll(&gateway);
+    let (_, host) = protected(&site, &gateway, MIB);
     host.ship();
     host.wait_for_points(1);
     gateway.status_where(|s| s["machines"][0]["seq"] == 1 && s["machines"][0]["health"] == "ok");
@@ -183,11 +189,7 @@ fn killed_at_every_step_of_a_cycle_the_gateway_loses_and_doubles_nothing() {
     for crash_point in support::IN_GATEWAY {
         let site = Site::with_vault();
         let mut gateway = GatewayHost::started(&site, "gw");
-        let disk = site.disk("disk.img");
-        disks::random(&disk, 6 * MIB, 1);
-        let named = [("root", disk.as_path())];
-        let host = AgentHost::new(&site, "web", &[gateway.address()], &named, "");
-        host.enroll(&gateway);
+        let (disk, host) = protected(&site, &gateway, 6 * MIB);
         // The first cycle meets the claim of the machine, later ones do not.
         if crash_point != "generation.claimed" {
             host.ship();
@@ -274,10 +276,7 @@ fn a_damaged_spool_costs_a_repetition_and_never_a_wrong_point() {
     for (what, spoil) in [("segment", "objects/segments"), ("record", "points"), ("key", "objects/epochs")] {
         let site = Site::with_vault();
         let mut gateway = GatewayHost::started(&site, "gw");
-        let disk = site.disk("disk.img");
-        disks::random(&disk, 3 * MIB, 1);
-        let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-        host.enroll(&gateway);
+        let (disk, host) = protected(&site, &gateway, 3 * MIB);
         host.ship();
         host.wait_for_points(1);
         // A new run has a new epoch, whose key goes into the spool with the first thing that it seals.
@@ -421,10 +420,7 @@ fn a_gateway_that_slept_is_fenced_and_what_it_had_spooled_is_no_place_to_refer_t
 fn while_the_store_is_down_cycles_are_spooled_and_become_points_later() {
     let site = Site::with_vault();
     let mut gateway = GatewayHost::started(&site, "gw");
-    let disk = site.disk("disk.img");
-    disks::random(&disk, 3 * MIB, 1);
-    let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-    host.enroll(&gateway);
+    let (disk, host) = protected(&site, &gateway, 3 * MIB);
     host.ship();
     host.wait_for_points(1);
     let outage = Outage::of(&site);
@@ -527,10 +523,7 @@ fn a_file_system_that_is_written_to_all_the_time_is_whole_in_every_point() {
 fn an_operator_has_a_machine_compared_in_full() {
     let site = Site::with_vault();
     let gateway = GatewayHost::started(&site, "gw");
-    let disk = site.disk("disk.img");
-    disks::random(&disk, 9 * MIB, 1);
-    let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-    host.enroll(&gateway);
+    let (disk, host) = protected(&site, &gateway, 9 * MIB);
     host.ship();
     host.wait_for_points(1);
     gateway.command(&["resync", "--machine", "web"]).json();
@@ -552,10 +545,7 @@ fn an_operator_has_a_machine_compared_in_full() {
 fn an_agent_that_lost_or_went_back_in_its_state_sends_everything_and_stores_only_what_differs() {
     let site = Site::with_vault();
     let gateway = GatewayHost::started(&site, "gw");
-    let disk = site.disk("disk.img");
-    disks::random(&disk, 20 * MIB, 1);
-    let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-    host.enroll(&gateway);
+    let (disk, host) = protected(&site, &gateway, 20 * MIB);
     host.ship();
     host.wait_for_points(1);
     let (state, old) = (host.state(), site.folder().join("old-state"));
