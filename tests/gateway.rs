@@ -419,7 +419,8 @@ fn a_gateway_that_slept_is_fenced_and_what_it_had_spooled_is_no_place_to_refer_t
 #[test]
 fn while_the_store_is_down_cycles_are_spooled_and_become_points_later() {
     let site = Site::with_vault();
-    let mut gateway = GatewayHost::started(&site, "gw");
+    // A name of the operator's that looks like those of half-written files below it.
+    let mut gateway = GatewayHost::started(&site, "gw#1.new");
     let (disk, host) = protected(&site, &gateway, 3 * MIB);
     host.ship();
     host.wait_for_points(1);

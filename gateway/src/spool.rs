@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,6 +22,8 @@ use bytes::Bytes;
 use landfall_model::{Error, ErrorKind, MachineId, Result, SegmentId, Seq, Timeline};
 use landfall_vault::{Store, Vault, layout};
 use tokio::sync::Notify;
+
+use crate::state::replace;
 
 /// What waits, and what is on its way.
 #[derive(Default)]
@@ -60,29 +62,9 @@ fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
     Error::with_source(ErrorKind::of_io(&error), format!("cannot {doing} {} (spool)", path.display()), error)
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-}
-
-/// Writes a file so that it is there whole or not at all, also after a crash.
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let aside = path.with_added_extension("new");
-    let write = || -> io::Result<()> {
-        if let Some(folder) = path.parent().filter(|f| !f.exists()) {
-            fs::create_dir_all(folder)?;
-            sync_folder(folder)?;
-        }
-        let mut file = File::create(&aside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&aside, path)?;
-        sync_folder(path)
-    };
-    write().map_err(|e| {
-        // Room for others: half a file is of no use.
-        let _ = fs::remove_file(&aside);
-        failed("write", path, e)
-    })
+/// Whether a file was being written under this name: a record (`NAME.new`), or an object (`NAME#NUMBER`).
+fn is_aside(name: &str) -> bool {
+    name.ends_with(".new") || name.contains('#')
 }
 
 /// All files below a folder, in the order of their names. Files that were being written when a run ended are deleted.
@@ -93,7 +75,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
             let path = entry.map_err(|e| failed("list", &folder, e))?.path();
             if path.is_dir() {
                 ahead.push(path);
-            } else if path.extension().is_some_and(|e| e == "new") || path.to_string_lossy().contains('#') {
+            } else if path.file_name().is_some_and(|n| is_aside(&n.to_string_lossy())) {
                 fs::remove_file(&path).map_err(|e| failed("delete", &path, e))?;
             } else {
                 found.push(path);
@@ -119,6 +101,10 @@ impl Spool {
         let objects = root.join("objects");
         for folder in [&objects, &root.join("points")] {
             fs::create_dir_all(folder).map_err(|e| failed("make", folder, e))?;
+        }
+        // What is in them is durable only if they are: the folders, the spool, and the state directory around it.
+        for folder in root.ancestors().take(3) {
+            File::open(folder).and_then(|f| f.sync_all()).map_err(|e| failed("sync", folder, e))?;
         }
         let mut waiting = Waiting::default();
         for path in files(&objects)? {
@@ -188,8 +174,16 @@ impl Spool {
     /// # Errors
     /// `NoSpace`, `Unavailable`.
     pub(crate) async fn put_point(&self, machine: MachineId, timeline: Timeline, seq: Seq, bytes: Bytes) -> Result<()> {
-        let path = self.point(machine, timeline, seq);
-        blocking(move || write_durably(&path, &bytes)).await
+        let (points, path) = (self.root.join("points"), self.point(machine, timeline, seq));
+        blocking(move || {
+            let folder = points.join(machine.to_string());
+            if !folder.exists() {
+                let make = || fs::create_dir(&folder).and_then(|()| File::open(&points)?.sync_all());
+                make().map_err(|e| failed("make", &folder, e))?;
+            }
+            replace(&path, &bytes)
+        })
+        .await
     }
 
     /// The points of a machine that wait, in order; not checked.

@@ -56,7 +56,11 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::rename(&aside, path)?;
         path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
-    write().map_err(|e| failed("write", path, e))
+    write().map_err(|e| {
+        // Room for others: half a file is of no use.
+        let _ = fs::remove_file(&aside);
+        failed("write", path, e)
+    })
 }
 
 impl State {
