@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use landfall_model::{ChunkId, ChunkRef, Error, Location, MachineId, Result, SegmentId, Seq, Timeline};
+use landfall_model::{ChunkId, ChunkRef, Error, Location, MachineId, Result, SegmentId, Seq, Source, Timeline};
 use landfall_vault::DedupIndex;
 use landfall_vault::segment::Segment;
+
+use crate::spool::Pins;
 
 /// What a worker does with a chunk.
 #[derive(Clone, Copy, Debug)]
@@ -26,11 +28,24 @@ pub(crate) struct Ledger {
     pending: Mutex<HashSet<ChunkId>>,
     /// Raised whenever chunks move from pending into the index.
     moves: AtomicU64,
+    /// Of a gateway: the segments of the spool that the cycle refers to.
+    pins: Option<Mutex<Pins>>,
 }
 
 impl Ledger {
-    pub(crate) fn new(index: Arc<RwLock<DedupIndex>>, machine: MachineId) -> Self {
-        Self { index, machine, pending: Mutex::default(), moves: AtomicU64::new(0) }
+    pub(crate) fn new(index: Arc<RwLock<DedupIndex>>, machine: MachineId, pins: Option<Pins>) -> Self {
+        let pins = pins.map(Mutex::new);
+        Self { index, machine, pending: Mutex::default(), moves: AtomicU64::new(0), pins }
+    }
+
+    /// Refers to a segment from here on; `false` where there is a spool that does not have it.
+    fn pin(&self, id: SegmentId) -> bool {
+        let Some(pins) = &self.pins else { return true };
+        pins.lock().unwrap_or_else(PoisonError::into_inner).add(id)
+    }
+
+    pub(crate) fn machine(&self) -> MachineId {
+        self.machine
     }
 
     fn read(&self) -> RwLockReadGuard<'_, DedupIndex> {
@@ -66,11 +81,25 @@ impl Ledger {
 
     /// Where a chunk is, once its object is stored.
     pub(crate) fn find(&self, id: ChunkId) -> Result<Option<Location>> {
-        self.read().find(self.machine, id)
+        let (found, on_its_way) = {
+            let index = self.read();
+            let found = index.find(self.machine, id)?;
+            let segment = found.and_then(|location| match location.source {
+                Source::Segment(segment) => Some(segment),
+                Source::Point(..) => None,
+            });
+            (found, segment.filter(|s| !index.is_in_store(*s)))
+        };
+        match on_its_way {
+            // Not in the spool any more: it was uploaded, and is still found, or was dropped, and is not.
+            Some(segment) if !self.pin(segment) => self.read().find(self.machine, id),
+            _ => Ok(found),
+        }
     }
 
     /// A segment is in the store, or in the spool: its chunks have places now.
     pub(crate) fn stored(&self, segment: &Segment, in_store: bool) -> Result<()> {
+        self.pin(segment.id);
         {
             let mut index = self.write();
             index.add_segment(segment)?;

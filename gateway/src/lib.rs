@@ -13,6 +13,7 @@
 //! `ContentSealer` and the site key, and what was sealed is out of its reach.
 
 mod cancel;
+mod coalesce;
 mod config;
 mod cut;
 mod image;
@@ -37,6 +38,7 @@ mod state;
 mod status;
 mod tail;
 mod upload;
+mod waiting;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -80,10 +82,11 @@ impl Session {
         domain: DomainId,
         progress: Arc<Progress>,
         workers: Arc<pipeline::Workers>,
+        pins: Option<spool::Pins>,
     ) -> Self {
         Self {
             vault: vault.clone(),
-            ledger: ledger::Ledger::new(index, machine),
+            ledger: ledger::Ledger::new(index, machine, pins),
             domain,
             progress,
             workers,
@@ -92,6 +95,11 @@ impl Session {
             page_sealer: vault.site().index_sealer(),
             new_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// The machine that is captured.
+    fn machine(&self) -> MachineId {
+        self.ledger.machine()
     }
 
     fn vault_id(&self) -> VaultId {

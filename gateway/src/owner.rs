@@ -8,31 +8,32 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use landfall_model::{
-    ChunkRef, CycleId, DiskMeta, DomainName, Error, ErrorKind, MachineName, Progress, Result, SegmentId, Seq, Timeline,
-    Timestamp,
+    CycleId, DiskMeta, DomainName, Error, ErrorKind, MachineName, Progress, Result, SegmentId, Seq, Timeline, Timestamp,
 };
 use landfall_vault::{DedupIndex, Machine, MapView, SignedPoint, Tenure, Vault, crash_point, follows, now};
 use landfall_wire::{Begin, CycleCheck, FromAgent, Incoming};
 use tokio::sync::mpsc::channel;
-use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::sync::{Semaphore, broadcast};
 
 use crate::newest::{Newest, know_inline_chunks, refuse_rollback, remember};
 use crate::pipeline::{self, TASKS_AHEAD, Workers};
-use crate::point::{self, Cut};
+use crate::point::{self, Cut, Made};
 use crate::rate::Rate;
 use crate::renewal::Renewal;
 use crate::source::Task;
 use crate::spool::Spool;
 use crate::state::State;
 use crate::upload::{Epoch, Uploader};
-use crate::{Cancel, Session, intake};
+use crate::waiting::{Queue, Waiting, lost};
+use crate::{Cancel, Session, coalesce, intake};
 
 /// An epoch is closed after so long: what is sealed later cannot be opened by who finds its key in memory.
 const EPOCH_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Points that were spooled and not committed; beyond it the agent waits.
+/// Points that were spooled and not committed; beyond it the agent waits. Only points that may not become one come to so many.
 const COMMITS_WAITING_MAX: usize = 1024;
-/// Records in memory before they are read anew from the newest checkpoint.
+/// Records in memory before those that are committed are read anew from the newest checkpoint.
 const LAYERS_MAX: usize = 300;
 /// Large cycles that are taken at once.
 pub(crate) const LARGE_CYCLES: usize = 6;
@@ -67,10 +68,19 @@ impl Shared {
         Ok(epoch)
     }
 
+    /// The object of a point that waits.
+    async fn bytes_of(&self, machine: &Machine, point: &Waiting) -> Result<Bytes> {
+        match point.bytes() {
+            Some(bytes) => Ok(bytes),
+            None => self.spool.read_point(machine.id(), point.point().timeline(), point.point().seq()).await,
+        }
+    }
+
     fn session(&self, machine: &Machine) -> Arc<Session> {
         let domain = self.vault.site().domain_id(&self.domain);
         let (index, workers) = (self.index.clone(), self.workers.clone());
-        Arc::new(Session::new(&self.vault, index, machine.id(), domain, Arc::new(Progress::default()), workers))
+        let pins = Some(self.spool.pins([]));
+        Arc::new(Session::new(&self.vault, index, machine.id(), domain, Arc::new(Progress::default()), workers, pins))
     }
 }
 
@@ -97,12 +107,11 @@ impl From<Error> for Refused {
     }
 }
 
-/// A point on its way from the spool to the vault, and the maps as of it.
-struct Waiting {
-    signed: SignedPoint,
-    view: MapView,
-    /// The chunks that stand in it, where they are known.
-    inline: Vec<ChunkRef>,
+/// A cycle that was taken.
+pub(crate) struct Taken {
+    pub(crate) cycle: CycleId,
+    /// Whether it became one with the point before it.
+    pub(crate) joined: bool,
 }
 
 /// The owner of a machine while this gateway writes it.
@@ -114,11 +123,8 @@ pub(crate) struct Owner {
     newest: Newest,
     /// The cut of the newest point in the vault when it was opened.
     committed: Option<Timestamp>,
-    commits: mpsc::Sender<Waiting>,
+    waiting: Queue,
     events: broadcast::Sender<Event>,
-    /// Points that wait for their commit; `None` when the machine can no longer be written here.
-    pending: watch::Receiver<Option<usize>>,
-    count: watch::Sender<Option<usize>>,
     _renewal: Renewal,
 }
 
@@ -138,30 +144,25 @@ impl Owner {
         // Before the spool is taken up: what is not committed is nothing that others may refer to.
         know_inline_chunks(&newest, &shared.index, trusted).await?;
         let committed = newest.meta().map(|m| m.source_time);
-        let (commits, waiting) = channel(COMMITS_WAITING_MAX + 1);
+        let waiting = Queue::new();
         let (events, from_the_first) = broadcast::channel(COMMITS_WAITING_MAX);
-        let (count, pending) = watch::channel(Some(0));
         for point in recover(&shared, &machine, &newest).await? {
             newest.line.push(point.point.key());
-            let view = MapView::extended(&machine, newest.view.take(), point.point.clone());
+            let pins = shared.spool.pins(point.point.body.segments.keys());
+            let view = MapView::extended(&machine, newest.view.take(), point.point);
             newest.view = Some(view.clone());
-            count.send_modify(|n| *n = n.map(|n| n + 1));
-            // The channel holds as many as the spool may.
-            if commits.try_send(Waiting { signed: point, view, inline: Vec::new() }).is_err() {
-                return Err(Error::new(ErrorKind::Bug, "the spool holds more points than it may"));
-            }
+            waiting.push(Waiting::recovered(view, pins));
         }
         let committer = Committer {
             shared: shared.clone(),
             machine,
             tenure: tenure.clone(),
             events: events.clone(),
-            count: count.clone(),
+            waiting: waiting.clone(),
         };
-        tokio::spawn(committer.run(waiting));
+        tokio::spawn(committer.run());
         let name = name.clone();
-        let owner =
-            Self { shared, name, tenure, newest, committed, commits, events, pending, count, _renewal: renewal };
+        let owner = Self { shared, name, tenure, newest, committed, waiting, events, _renewal: renewal };
         Ok((owner, from_the_first))
     }
 
@@ -177,7 +178,7 @@ impl Owner {
 
     /// The cut of the newest point in the vault, and how many waited in the spool, when the machine was taken.
     pub(crate) fn taken_up(&self) -> (Option<Timestamp>, usize) {
-        (self.committed, self.pending.borrow().unwrap_or(0))
+        (self.committed, self.waiting.len().unwrap_or(0))
     }
 
     /// Says from now on what becomes of its points.
@@ -187,22 +188,12 @@ impl Owner {
 
     /// Whether the machine can still be written here.
     pub(crate) fn is_alive(&self) -> bool {
-        self.pending.borrow().is_some()
+        self.waiting.len().is_some()
     }
 
     /// Whether points wait for their commit.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.pending.borrow().is_some_and(|n| n > 0)
-    }
-
-    /// Waits until no point waits.
-    ///
-    /// # Errors
-    /// `Conflict` where the machine can no longer be written here.
-    pub(crate) async fn drained(&self) -> Result<()> {
-        let mut pending = self.pending.clone();
-        let drained = pending.wait_for(|n| n.is_none_or(|n| n == 0)).await.ok().and_then(|n| *n);
-        drained.map(|_| ()).ok_or_else(lost)
+        self.waiting.len().is_some_and(|n| n > 0)
     }
 
     /// Gives the machine back: another gateway need not wait for the lease.
@@ -246,18 +237,15 @@ impl Owner {
         &mut self,
         begin: Begin,
         from: &mut Incoming<FromAgent>,
-    ) -> std::result::Result<CycleId, Refused> {
+    ) -> std::result::Result<Taken, Refused> {
         if !self.is_alive() {
             return Err(lost().into());
         }
         self.check(&begin)?;
-        // What is compared with maps needs their pages in the store.
-        if begin.disks.iter().any(|d| d.whole && !d.excluded) && self.newest.view.is_some() {
-            self.drained().await?;
-        }
-        if self.newest.view.as_ref().is_some_and(|v| v.layers().len() > LAYERS_MAX) {
-            self.drained().await?;
-            self.newest = Newest::open(&self.shared.vault, &self.name).await?;
+        self.waiting.until_below(COMMITS_WAITING_MAX).await?;
+        let layers = self.newest.view.as_ref().map_or(0, |v| v.layers().len());
+        if layers > LAYERS_MAX + self.waiting.len().unwrap_or(0) {
+            self.read_anew().await?;
         }
         let position = self.newest.next(self.tenure.generation());
         let disks = self.disks(&begin, position.seq);
@@ -280,17 +268,83 @@ impl Owner {
         let captured = pipeline::run(&session, &uploader, disks.len(), &Cancel::default(), task_rx, feed).await?;
         let made = point::make(&session, &uploader, captured, position, cut, &machine).await?;
 
-        let place = self.commits.reserve().await.map_err(|_| lost())?;
-        let bytes = made.signed.bytes.clone();
+        let before = self.spool(&session, made).await?;
+        drop(session);
+        let joined = before.is_some();
+        if let Some(before) = before
+            && let Err(error) = self.shared.spool.drop_unpinned(&before, &self.shared.index).await
+        {
+            tracing::warn!(%error, machine = %self.name, "what need not be uploaded any more stays in the spool");
+        }
+        Ok(Taken { cycle, joined })
+    }
+
+    /// Spools a point that was made: one with the last that waits where that is due, else behind it. Where they became one, returns the
+    /// segments that both referred to.
+    async fn spool(&mut self, session: &Session, made: Made) -> Result<Option<Vec<SegmentId>>> {
+        let pressed = self.shared.spool.is_pressed();
+        let last = self.waiting.hold_last(|last| coalesce::is_due(last, made.signed.point.meta(), pressed));
+        if let Some(last) = last {
+            match self.join(session, &last, &made).await {
+                Ok(joined) => {
+                    self.waiting.release_last(Some(joined));
+                    let bodies = [&last.point().body, &made.signed.point.body];
+                    return Ok(Some(bodies.iter().flat_map(|b| b.segments.keys().copied()).collect()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, machine = %self.name, "two points that wait were not made one: both are kept");
+                    self.waiting.release_last(None);
+                }
+            }
+        }
+        let key = made.signed.point.key();
         crash_point("spool.before-point");
-        self.shared.spool.put_point(machine.id(), position.timeline, position.seq, bytes).await?;
+        self.shared.spool.put_point(session.machine(), key.timeline, key.seq, made.signed.bytes.clone()).await?;
         crash_point("spool.point-written");
-        let view = MapView::extended(&machine, self.newest.view.take(), made.signed.point.clone());
+        let pins = self.shared.spool.pins(made.signed.point.body.segments.keys());
+        let view = MapView::extended(&self.newest.machine, self.newest.view.take(), made.signed.point);
         self.newest.view = Some(view.clone());
-        self.newest.line.push(made.signed.point.key());
-        self.count.send_modify(|n| *n = n.map(|n| n + 1));
-        place.send(Waiting { signed: made.signed, view, inline: made.inline });
-        Ok(cycle)
+        self.newest.line.push(key);
+        self.waiting.push(Waiting::made(view, made.signed.bytes, made.inline, pins));
+        Ok(None)
+    }
+
+    /// Makes one point of the last that waits and the one after it, in the place of the first of both.
+    async fn join(&mut self, session: &Session, last: &Waiting, made: &Made) -> Result<Waiting> {
+        let shared = &self.shared;
+        let before = shared.bytes_of(&self.newest.machine, last).await?;
+        let pair = coalesce::Pair {
+            machine: &self.newest.machine,
+            earlier: (last.point(), &before),
+            later: (&made.signed.point, &made.signed.bytes),
+        };
+        let uploader = Uploader::to_spool(shared.epoch()?, shared.spool.clone());
+        let (signed, inline) = coalesce::merge(session, &uploader, &shared.spool, &pair).await?;
+        let key = signed.point.key();
+        crash_point("coalesce.before-point");
+        shared.spool.put_point(session.machine(), key.timeline, key.seq, signed.bytes.clone()).await?;
+        crash_point("coalesce.point-written");
+        let pins = shared.spool.pins(signed.point.body.segments.keys());
+        let view = self.newest.view.take().unwrap_or_else(|| last.view.clone()).amended(signed.point);
+        self.newest.view = Some(view.clone());
+        self.newest.line.pop();
+        self.newest.line.push(key);
+        Ok(Waiting::made(view, signed.bytes, inline, pins))
+    }
+
+    /// Reads what is committed anew, from the newest checkpoint on; what waits stays.
+    async fn read_anew(&mut self) -> Result<()> {
+        // Before the store is asked: what is committed meanwhile is in both.
+        let waiting = self.waiting.points();
+        let mut newest = Newest::open(&self.shared.vault, &self.name).await?;
+        for point in waiting {
+            if newest.line.last().is_none_or(|last| last.seq < point.point().seq()) {
+                newest.line.push(point.point().key());
+                newest.view = Some(MapView::extended(&newest.machine, newest.view.take(), point.point().clone()));
+            }
+        }
+        self.newest = newest;
+        Ok(())
     }
 
     fn disks(&self, begin: &Begin, seq: Seq) -> Vec<DiskMeta> {
@@ -319,8 +373,10 @@ impl Owner {
     }
 }
 
-fn lost() -> Error {
-    Error::new(ErrorKind::Conflict, "this gateway no longer writes this machine; the agent asks again")
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.waiting.close();
+    }
 }
 
 /// The prefix of a machine's spool that follows the newest point of the vault. The rest is deleted.
@@ -357,9 +413,11 @@ async fn recover(shared: &Shared, machine: &Machine, newest: &Newest) -> Result<
 
 /// Every segment of a spooled point is in the spool or in the store.
 fn missing_segment(shared: &Shared, point: &SignedPoint) -> Result<()> {
-    let index = shared.index.read().unwrap_or_else(PoisonError::into_inner);
-    let here = |id: SegmentId| shared.spool.holds(id) || index.segment_size(id).is_some();
-    landfall_vault::refers_only_to_stored(&point.point.body, here)
+    let indexed = |id: SegmentId| {
+        let index = shared.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.segment_size(id).is_some()
+    };
+    landfall_vault::refers_only_to_stored(&point.point.body, |id| shared.spool.holds(id) || indexed(id))
 }
 
 /// Commits the points of one machine, in order.
@@ -368,16 +426,16 @@ struct Committer {
     machine: Machine,
     tenure: Tenure,
     events: broadcast::Sender<Event>,
-    count: watch::Sender<Option<usize>>,
+    waiting: Queue,
 }
 
 impl Committer {
-    async fn run(self, mut waiting: mpsc::Receiver<Waiting>) {
-        while let Some(next) = waiting.recv().await {
+    async fn run(self) {
+        while let Some(next) = self.waiting.hold_first().await {
             let mut tries = 0;
             while let Err(error) = self.commit(&next).await {
                 let again = !matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Corrupt | ErrorKind::Bug);
-                tracing::warn!(%error, seq = %next.signed.point.seq(), again, "a point was not committed");
+                tracing::warn!(%error, seq = %next.point().seq(), again, "a point was not committed");
                 let _ = self.events.send(Event::Failed(error.kind(), error.to_string(), again));
                 if !again {
                     self.give_up().await;
@@ -386,9 +444,8 @@ impl Committer {
                 tokio::time::sleep(COMMIT_RETRY[tries.min(COMMIT_RETRY.len() - 1)]).await;
                 tries += 1;
             }
-            self.count.send_modify(|n| *n = n.map(|n| n.saturating_sub(1)));
-            let meta = next.signed.point.meta();
-            let (timeline, seq) = (next.signed.point.timeline(), next.signed.point.seq());
+            self.waiting.pop_first();
+            let (meta, timeline, seq) = (next.meta(), next.point().timeline(), next.point().seq());
             let _ = self.events.send(Event::Committed(meta.cycle, timeline, seq, meta.source_time));
             if let Err(error) = self.afterwards(&next.view).await {
                 tracing::warn!(%error, %seq, "the point is committed, but what makes later work faster was not done");
@@ -397,13 +454,14 @@ impl Committer {
     }
 
     async fn commit(&self, next: &Waiting) -> Result<()> {
-        let point = &next.signed.point;
+        let point = next.point();
         let segments: Vec<SegmentId> = point.body.segments.keys().copied().collect();
         self.shared.spool.until_stored(&segments).await;
-        self.shared.rate.take(next.signed.bytes.len() as u64).await;
+        let signed = next.signed(self.shared.bytes_of(&self.machine, next).await?);
+        self.shared.rate.take(signed.bytes.len() as u64).await;
         self.tenure.still_held().await?;
         crash_point("point.before-commit");
-        self.machine.commit(&next.signed).await?;
+        self.machine.commit(&signed).await?;
         crash_point("point.committed");
         {
             let _one = self.shared.heads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -412,7 +470,7 @@ impl Committer {
         // Never before it is committed: another gateway's point may come to stand in its place.
         {
             let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
-            index.add_point(self.machine.id(), point.timeline(), point.seq(), &next.inline)?;
+            index.add_point(self.machine.id(), point.timeline(), point.seq(), next.inline())?;
         }
         self.shared.spool.remove_point(self.machine.id(), point.timeline(), point.seq()).await
     }
@@ -425,7 +483,7 @@ impl Committer {
 
     /// Another gateway writes the machine: what is spooled of it can never be committed.
     async fn give_up(&self) {
-        self.count.send_replace(None);
+        self.waiting.lose();
         let points = self.shared.spool.points_of(self.machine.id()).unwrap_or_default();
         for point in points {
             if let Err(error) = self.shared.spool.remove_point(self.machine.id(), point.timeline, point.seq).await {

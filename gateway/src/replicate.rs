@@ -155,7 +155,7 @@ async fn cycle(
     DedupIndex::catch_up(&index, vault, &vault.epochs(domain).await?).await?;
     know_inline_chunks(&newest, &index, trusted).await?;
     let workers = Arc::new(Workers::new());
-    let session = Arc::new(Session::new(vault, index, newest.machine.id(), domain, progress.clone(), workers));
+    let session = Arc::new(Session::new(vault, index, newest.machine.id(), domain, progress.clone(), workers, None));
     let uploader = Arc::new(Uploader::to_store(Arc::new(Epoch::open(vault.site(), domain)?)));
 
     let quiesce = Quiesce::freeze(request.consistency_command.as_deref())?;

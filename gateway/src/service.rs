@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
 use landfall_vault::{DedupIndex, Vault, crash_point, layout, segment};
 use landfall_wire::pki::{Authority, Certificate};
@@ -220,9 +219,9 @@ impl Gateway {
                         owner.cycle(begin, from).await
                     };
                     match taken {
-                        Ok(cycle) => {
-                            self.board.change(machine, |m| m.spooled(time));
-                            say(to, FromGateway::Spooled(cycle)).await?;
+                        Ok(taken) => {
+                            self.board.change(machine, |m| m.spooled(time, taken.joined));
+                            say(to, FromGateway::Spooled(taken.cycle)).await?;
                         }
                         Err(Refused::Resync(why)) => {
                             tracing::info!(%machine, why, "resync");
@@ -398,7 +397,7 @@ async fn upload_lane(shared: &Shared, board: &Board, works: &tokio::sync::Notify
 }
 
 async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
-    let bytes: Bytes = shared.spool.read(name).await?;
+    let Some(bytes) = shared.spool.read(name).await? else { return Ok(0) };
     let size = bytes.len() as u64;
     // The last look before the store has it for good.
     shared.vault.check_object(name, &bytes).map_err(|e| e.context("in the spool"))?;

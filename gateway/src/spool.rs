@@ -12,15 +12,15 @@
 //! a point after it is committed. What is found after a crash is checked like what comes from a store: segments by their names, points by
 //! signature and chain ([`crate::owner`]).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use landfall_model::{Error, ErrorKind, MachineId, Result, SegmentId, Seq, Timeline};
-use landfall_vault::{Store, Vault, layout};
+use landfall_vault::{DedupIndex, Store, Vault, layout};
 use tokio::sync::Notify;
 
 use crate::state::replace;
@@ -36,6 +36,42 @@ struct Waiting {
     /// Objects that need not be read again: the newest, within [`HOT_BYTES_MAX`].
     hot: BTreeMap<String, Bytes>,
     hot_bytes: usize,
+    /// How many cycles and points that wait refer to a segment.
+    pins: HashMap<SegmentId, usize>,
+}
+
+/// Segments that somebody refers to: while they are in the spool they are not dropped. Lets go of them when it is dropped.
+pub(crate) struct Pins {
+    spool: Arc<Spool>,
+    ids: HashSet<SegmentId>,
+}
+
+impl Pins {
+    /// Refers to one more segment; `false` where the spool does not have it.
+    pub(crate) fn add(&mut self, id: SegmentId) -> bool {
+        if self.ids.contains(&id) {
+            return true;
+        }
+        let held = self.spool.pin(id);
+        if held {
+            self.ids.insert(id);
+        }
+        held
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let mut waiting = self.spool.waiting();
+        for id in &self.ids {
+            if let std::collections::hash_map::Entry::Occupied(mut count) = waiting.pins.entry(*id) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+    }
 }
 
 /// Bytes of objects that are kept in memory until they are uploaded: what a store that keeps up never lets grow.
@@ -124,6 +160,7 @@ impl Spool {
         }
         let url = format!("file://{}", objects.display());
         let objects = Store::open(&url).map_err(|e| e.context("the spool"))?;
+        vault.look_ahead_in(objects.clone());
         // Epoch keys before what they seal: their names sort first.
         Ok(Self { root: root.to_owned(), objects, budget, waiting: Mutex::new(waiting), changed: Notify::new() })
     }
@@ -139,6 +176,11 @@ impl Spool {
     /// Bytes of objects that wait.
     pub(crate) fn bytes(&self) -> u64 {
         self.waiting().bytes
+    }
+
+    /// Whether room is getting short: points that wait are rather made one than kept apart.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.bytes() > self.budget / 2
     }
 
     /// Waits until `ready` is so.
@@ -169,7 +211,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Appends a point behind the others of its machine.
+    /// Appends a point behind the others of its machine, or replaces the last.
     ///
     /// # Errors
     /// `NoSpace`, `Unavailable`.
@@ -182,6 +224,22 @@ impl Spool {
                 make().map_err(|e| failed("make", &folder, e))?;
             }
             replace(&path, &bytes)
+        })
+        .await
+    }
+
+    /// The object of a point that waits.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is gone, `Unavailable`.
+    pub(crate) async fn read_point(&self, machine: MachineId, timeline: Timeline, seq: Seq) -> Result<Bytes> {
+        let path = self.point(machine, timeline, seq);
+        blocking(move || match fs::read(&path) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Err(Error::corrupt(format!("point {seq} is gone from the spool: it was deleted by somebody else")))
+            }
+            Err(e) => Err(failed("read", &path, e)),
         })
         .await
     }
@@ -231,6 +289,48 @@ impl Spool {
         .await
     }
 
+    /// Refers to segments; those that are not here are in the store, or nowhere.
+    pub(crate) fn pins<'a>(self: &Arc<Self>, ids: impl IntoIterator<Item = &'a SegmentId>) -> Pins {
+        let mut pins = Pins { spool: self.clone(), ids: HashSet::new() };
+        for id in ids {
+            pins.add(*id);
+        }
+        pins
+    }
+
+    fn pin(&self, id: SegmentId) -> bool {
+        let mut waiting = self.waiting();
+        let here = waiting.sizes.contains_key(&layout::segment(id));
+        if here {
+            *waiting.pins.entry(id).or_default() += 1;
+        }
+        here
+    }
+
+    /// Deletes those of these segments that nobody refers to any more: they need not be uploaded. One that is on its way is only not waited
+    /// for. Their chunks are no dedup targets from then on.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub(crate) async fn drop_unpinned(&self, ids: &[SegmentId], index: &RwLock<DedupIndex>) -> Result<()> {
+        for id in ids {
+            let name = layout::segment(*id);
+            {
+                let mut waiting = self.waiting();
+                if waiting.pins.contains_key(id) || !waiting.sizes.contains_key(&name) {
+                    continue;
+                }
+                // Under both locks: who finds one of its chunks has either pinned it before, or finds it no more.
+                index.write().unwrap_or_else(PoisonError::into_inner).forget_segment(*id);
+                waiting.queue.retain(|n| *n != name);
+                waiting.remove(&name);
+            }
+            self.objects.delete(&name).await?;
+            self.changed.notify_waiters();
+        }
+        Ok(())
+    }
+
     /// Whether a segment waits here.
     pub(crate) fn holds(&self, id: SegmentId) -> bool {
         self.waiting().sizes.contains_key(&layout::segment(id))
@@ -252,16 +352,20 @@ impl Spool {
         self.until(|w| w.queue.pop_front()).await
     }
 
-    /// The bytes of an object.
+    /// The bytes of an object; none where it need not be uploaded any more.
     ///
     /// # Errors
     /// `Unavailable`, `Corrupt` where it is gone.
-    pub(crate) async fn read(&self, name: &str) -> Result<Bytes> {
+    pub(crate) async fn read(&self, name: &str) -> Result<Option<Bytes>> {
         if let Some(bytes) = self.waiting().hot.get(name) {
-            return Ok(bytes.clone());
+            return Ok(Some(bytes.clone()));
         }
-        let bytes = self.objects.get(name).await?;
-        bytes.ok_or_else(|| Error::corrupt(format!("{name} is gone from the spool: it was deleted by somebody else")))
+        match self.objects.get(name).await? {
+            None if self.waiting().sizes.contains_key(name) => {
+                Err(Error::corrupt(format!("{name} is gone from the spool: it was deleted by somebody else")))
+            }
+            bytes => Ok(bytes),
+        }
     }
 
     /// The store has it.
@@ -277,7 +381,11 @@ impl Spool {
 
     /// It was not uploaded: it is tried again behind the others, so that one that cannot be uploaded does not hold them up.
     pub(crate) fn again(&self, name: String) {
-        self.waiting().queue.push_back(name);
+        let mut waiting = self.waiting();
+        if waiting.sizes.contains_key(&name) {
+            waiting.queue.push_back(name);
+        }
+        drop(waiting);
         self.changed.notify_waiters();
     }
 }

@@ -80,10 +80,13 @@ impl MachineStatus {
         self.heard = Some(now());
     }
 
-    pub(crate) fn spooled(&mut self, time: Timestamp) {
+    /// A cycle was spooled; `joined` to the last point that waits, or as a point of its own.
+    pub(crate) fn spooled(&mut self, time: Timestamp, joined: bool) {
         self.cycles += 1;
         self.spooled = self.spooled.max(Some(time));
-        self.waiting.push_back(now());
+        if !joined {
+            self.waiting.push_back(now());
+        }
         self.waiting_since = self.waiting.front().copied();
     }
 
@@ -259,8 +262,8 @@ mod tests {
         let mut machine = MachineStatus { linked: true, ..MachineStatus::default() };
         machine.taken_up(Some(at(1)), 0);
         assert_eq!(machine.committed, Some(at(1)), "what is spooled is not in the vault");
-        machine.spooled(at(2));
-        machine.spooled(at(3));
+        machine.spooled(at(2), false);
+        machine.spooled(at(3), false);
         let first = machine.waiting_since;
         assert!(first.is_some());
         machine.waiting[1] = at(50_000_000);

@@ -172,6 +172,34 @@ fn running_text(running: &mut Running, mut so: impl FnMut(&str) -> bool) -> bool
     running.wait_until(|| so(&fs::read_to_string(&stdout).unwrap_or_default()))
 }
 
+/// While it lasts, the store of a site whose vault is a folder is not there.
+pub struct Outage {
+    vault: PathBuf,
+    away: PathBuf,
+}
+
+impl Outage {
+    /// Takes the store away.
+    ///
+    /// # Panics
+    /// If the vault is no folder.
+    pub fn of(site: &Site) -> Self {
+        let (vault, away) = (site.vault_folder(), site.folder().join("away"));
+        fs::rename(&vault, &away).expect("own folder");
+        fs::write(&vault, "no folder").expect("own folder");
+        Self { vault, away }
+    }
+
+    /// Brings it back.
+    ///
+    /// # Panics
+    /// If somebody touched it.
+    pub fn end(self) {
+        fs::remove_file(&self.vault).expect("own file");
+        fs::rename(&self.away, &self.vault).expect("own folder");
+    }
+}
+
 /// A protected host with an agent.
 pub struct AgentHost<'a> {
     site: &'a Site,

@@ -117,6 +117,9 @@ pub(crate) const IN_GATEWAY: [&str; 9] = [
     "point.committed",
 ];
 
+/// Crash points of a gateway that makes one point of two that wait.
+pub(crate) const IN_COALESCING: [&str; 2] = ["coalesce.before-point", "coalesce.point-written"];
+
 /// Every file below a folder, ascending.
 pub(crate) fn walk(folder: &Path) -> Vec<PathBuf> {
     let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);

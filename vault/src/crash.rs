@@ -29,6 +29,10 @@ pub const CRASH_POINTS: &[&str] = &[
     "spool.before-point",
     // the point is spooled, the agent was not told: it hears of it when it connects again.
     "spool.point-written",
+    // of two points that wait, one is made: the earlier is still there as it was, the agent was told nothing of the later.
+    "coalesce.before-point",
+    // it stands in the place of the earlier, the agent was not told: it hears of it when it connects again.
+    "coalesce.point-written",
     // an object is stored, the spool still has it: the next run finds it there and forgets it.
     "spool.object-stored",
     // some bytes of the disk are written under its temporary name.

@@ -306,6 +306,20 @@ impl DedupIndex {
         self.live.contains(&number)
     }
 
+    /// Whether a segment is known to be in the store, and not only on its way there.
+    pub fn is_in_store(&self, id: SegmentId) -> bool {
+        let number = self.numbers.get(&SourceKey::Segment(id)).filter(|n| self.live.contains(n));
+        number.is_some_and(|n| !self.unlisted.contains(n) || self.stored.contains(n))
+    }
+
+    /// A segment that was not uploaded never will be: its chunks are no dedup targets.
+    pub fn forget_segment(&mut self, id: SegmentId) {
+        if let Some(number) = self.numbers.get(&SourceKey::Segment(id)) {
+            self.live.remove(number);
+            self.unlisted.remove(number);
+        }
+    }
+
     /// Whether the inline frames of a point of a machine are known.
     pub fn knows_point(&self, machine: MachineId, timeline: Timeline, seq: Seq) -> bool {
         self.numbers.get(&SourceKey::Point(machine, timeline, seq)).is_some_and(|n| self.live.contains(n))

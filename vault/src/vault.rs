@@ -1,6 +1,6 @@
 //! An open vault: its store, its verified description, and the site key that reads its metadata.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use landfall_keys::{EpochOpener, RecoveryKey, SiteKey, SitePublic, WrappedHeader, WrappedKind};
@@ -24,6 +24,8 @@ pub struct Vault {
 
 struct Inner {
     store: Store,
+    /// Where segments are looked for before the store is asked: those that are on their way there.
+    ahead: OnceLock<Store>,
     config: VaultConfig,
     site: SiteKey,
     signers: Vec<SitePublic>,
@@ -65,7 +67,7 @@ impl Vault {
                 format!("site key {} is not one of vault {}: it was replaced or revoked", site.id(), config.vault_id);
             return Err(Error::new(ErrorKind::Key, why));
         }
-        Ok(Self { inner: Arc::new(Inner { store, config, site, signers }) })
+        Ok(Self { inner: Arc::new(Inner { store, ahead: OnceLock::new(), config, site, signers }) })
     }
 
     async fn vault_file(store: &Store) -> Result<Bytes> {
@@ -111,6 +113,25 @@ impl Vault {
     /// Its store.
     pub fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    /// Looks for segments in another store first, where they wait to be uploaded. Can be said once.
+    pub fn look_ahead_in(&self, store: Store) {
+        let _ = self.inner.ahead.set(store);
+    }
+
+    /// A range of a segment; none where there is no such segment.
+    ///
+    /// # Errors
+    /// As for [`Store::get_range`].
+    pub async fn segment_range(&self, name: &str, start: u64, end: u64) -> Result<Option<Bytes>> {
+        // What is taken out of there is in the store by then.
+        if let Some(ahead) = self.inner.ahead.get()
+            && let Some(bytes) = ahead.get_range(name, start, end).await?
+        {
+            return Ok(Some(bytes));
+        }
+        self.store().get_range(name, start, end).await
     }
 
     /// Its verified description.

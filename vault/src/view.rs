@@ -94,6 +94,14 @@ impl MapView {
         Self { machine: machine.clone(), layers, key }
     }
 
+    /// The view with another point in the place of its newest.
+    #[must_use]
+    pub fn amended(mut self, point: Point) -> Self {
+        self.layers.pop();
+        let machine = self.machine.clone();
+        Self::extended(&machine, Some(self), point)
+    }
+
     /// The point.
     pub fn key(&self) -> PointKey {
         self.key
@@ -192,7 +200,7 @@ pub async fn load_page(machine: &Machine, page: &PageRef) -> Result<RegionMap> {
             let name = layout::segment(id);
             let (start, end) = (u64::from(at.offset), u64::from(at.offset) + u64::from(at.stored_len));
             let vault = machine.vault();
-            let frame = vault.store().get_range(&name, start, end).await?;
+            let frame = vault.segment_range(&name, start, end).await?;
             let frame = frame.ok_or_else(|| Error::corrupt(format!("{name}: it is missing, and a map is in it")))?;
             page::decode(&frame::open_page(vault.site(), vault.config().vault_id, chunk, &frame)?)
         }
