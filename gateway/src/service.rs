@@ -397,10 +397,8 @@ async fn upload_lane(shared: &Shared, board: &Board, works: &tokio::sync::Notify
 }
 
 async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
-    let Some(bytes) = shared.spool.read(name).await? else { return Ok(0) };
+    let Some(bytes) = shared.spool.read(name, &shared.vault).await? else { return Ok(0) };
     let size = bytes.len() as u64;
-    // The last look before the store has it for good.
-    shared.vault.check_object(name, &bytes).map_err(|e| e.context("in the spool"))?;
     shared.rate.take(size).await;
     put_object(&shared.vault, name, bytes.clone()).await?;
     if let Some(layout::Name::Segment(id)) = layout::parse(name) {

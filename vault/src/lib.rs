@@ -7,6 +7,7 @@
 //! [`landfall-restore`]: https://github.com/landfall-dr/landfall
 
 mod body;
+mod buffer;
 pub mod checkpoint;
 mod crash;
 mod frame;
