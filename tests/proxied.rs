@@ -255,6 +255,23 @@ fn hosts_that_are_not_to_be_proxied_are_reached_directly() {
     gateway.kill();
 }
 
+#[test]
+fn a_proxy_may_be_reached_by_tls_and_a_file_may_hold_several_authorities() {
+    let behind = need!(Behind::start(Kind::S3));
+    let before =
+        TlsFront::start(behind.proxy.url().trim_start_matches("http://").parse().expect("an address"), &["127.0.0.1"]);
+    let both = behind.front.folder().join("both.pem");
+    let pem = |front: &TlsFront| fs::read_to_string(front.authority()).expect("own folder");
+    fs::write(&both, format!("# ours\n{}\n{}", pem(&behind.front), pem(&before))).expect("own folder");
+    let mut site = behind.told_site();
+    site.set_env("HTTPS_PROXY", &format!("https://{CREDENTIALS_IN_URL}@{}", before.address()));
+    site.try_create_vault().assert_refused(exit::USAGE, &["not trusted here", "LANDFALL_CA_FILE"]);
+    // Both authorities have one name, as one has that was given a new key.
+    site.set_env("LANDFALL_CA_FILE", plain(&both));
+    site.create_vault();
+    behind.assert_only_the_store_was_asked_for();
+}
+
 /// What a cloud gives its machines as credentials is not to come by a proxy.
 #[test]
 fn a_proxy_is_not_asked_for_the_credentials_of_a_machine() {

@@ -120,7 +120,7 @@ pub(crate) enum Obstacle {
     ProxyDown,
     /// The proxy does not connect to the store.
     ProxyRefuses,
-    /// The store's, or the proxy's, certificate is of an authority that is not known here.
+    /// The store's, or the proxy's, certificate is of an authority that is not known here, or known by another key.
     UnknownAuthority,
     /// The certificate is for another name, or is broken.
     WrongCertificate,
@@ -130,17 +130,18 @@ impl Obstacle {
     /// Finds it in an error and its causes: the client has no types for them that are public.
     pub(crate) fn of(text: &str) -> Option<Self> {
         let has = |what| text.contains(what);
+        // A proxy may itself be reached by TLS: what is wrong with its certificate is not that it is down.
+        let certificate = has("invalid peer certificate: ");
         if has("proxy authorization required") || has("non-2xx status code: 407") {
             Some(Self::ProxyDenies)
+        } else if certificate && (has("UnknownIssuer") || has("BadSignature")) {
+            Some(Self::UnknownAuthority)
+        } else if certificate && !["xpired", "not valid yet", "NotValidYet"].into_iter().any(has) {
+            Some(Self::WrongCertificate)
         } else if has("tunnel error: failed to create underlying connection") {
             Some(Self::ProxyDown)
         } else if has("tunnel error: ") {
             Some(Self::ProxyRefuses)
-        } else if has("invalid peer certificate: UnknownIssuer") {
-            Some(Self::UnknownAuthority)
-        } else if has("invalid peer certificate: ") && !has("certificate expired") && !has("certificate not valid yet")
-        {
-            Some(Self::WrongCertificate)
         } else {
             None
         }
@@ -167,7 +168,7 @@ impl Obstacle {
                 "the certificate that was shown is of an authority that is not trusted here; if it is your own, or that of a proxy that looks into TLS, name its PEM file in {CA_FILE} or in ca_files (in [store] of gateway.toml)"
             ),
             Self::WrongCertificate => {
-                "the certificate that was shown is not the store's; check the endpoint".to_owned()
+                "the certificate that was shown is not the store's; check the endpoint, and the certificate".to_owned()
             }
         }
     }
@@ -322,6 +323,21 @@ mod tests {
         for bad in ["http://user:secr@et@proxy:1", "socks5://secret:secret@proxy:1", "http://user:secret@:1"] {
             let error = proxy(&[("HTTPS_PROXY", bad)]).expect_err(bad).to_string();
             assert!(error.starts_with("HTTPS_PROXY: ") && !error.contains("secr"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_may_go_away_by_itself_is_told_from_what_does_not() {
+        let kind = |text| Obstacle::of(text).map(Obstacle::kind);
+        for (text, wanted) in [
+            ("invalid peer certificate: certificate expired: verification time 2", None),
+            ("invalid peer certificate: certificate not valid yet: verification time 1", None),
+            ("tcp connect error: Connection refused", None),
+            ("invalid peer certificate: BadSignature", Some(ErrorKind::Usage)),
+            ("Server returned non-2xx status code: 407 Proxy Authentication Required: ", Some(ErrorKind::Usage)),
+            ("tunnel error: unsuccessful", Some(ErrorKind::Unavailable)),
+        ] {
+            assert_eq!(kind(text), wanted, "{text}");
         }
     }
 
