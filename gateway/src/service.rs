@@ -8,7 +8,7 @@ use std::time::Duration;
 use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
 use landfall_vault::{DedupIndex, Vault, crash_point, layout, segment};
 use landfall_wire::pki::{Authority, Certificate};
-use landfall_wire::server::{Limits, Service};
+use landfall_wire::server::{Limits, Service, alive_while};
 use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_version};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -313,13 +313,14 @@ impl Service for Gateway {
         let machine = peer.machine;
         let slot = self.slot(&machine);
         let busy = || Error::new(ErrorKind::Unavailable, "another link of this machine is open; try again");
-        let mut owner = tokio::time::timeout(LINK_WAIT_MAX, slot.owner.lock()).await.map_err(|_| busy())?;
+        let waited = alive_while(&to, tokio::time::timeout(LINK_WAIT_MAX, slot.owner.lock())).await;
+        let mut owner = waited.map_err(|_| busy())?;
         if owner.as_ref().is_some_and(|o| !o.is_alive()) {
             *owner = None;
         }
         let opened = match owner.take() {
             Some(opened) => opened,
-            None => open(self.shared.clone(), self.board.clone(), &machine).await?,
+            None => alive_while(&to, open(self.shared.clone(), self.board.clone(), &machine)).await?,
         };
         let opened = owner.insert(opened);
         self.board.change(&machine, MachineStatus::linked);

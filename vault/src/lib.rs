@@ -6,6 +6,7 @@
 //! [`landfall-gateway`]: https://github.com/landfall-dr/landfall
 //! [`landfall-restore`]: https://github.com/landfall-dr/landfall
 
+mod access;
 mod body;
 mod buffer;
 pub mod checkpoint;
@@ -27,6 +28,7 @@ pub mod verify;
 mod view;
 mod wire;
 
+pub use access::StoreOptions;
 pub use body::{Body, DiskPages, PageRef};
 pub use crash::{CRASH_POINTS, crash_point};
 pub use frame::{CHUNK_BYTES_MAX, Compressed, Compressor, Decompressor, PAGE_BYTES_MAX};

@@ -11,6 +11,7 @@
 mod calls;
 mod connection;
 mod limits;
+mod patience;
 mod refusals;
 mod ship;
 mod slots;
@@ -34,6 +35,7 @@ use refusals::Refusals;
 use slots::Slots;
 
 pub use limits::Limits;
+pub use patience::alive_while;
 
 /// A gateway makes itself a new certificate this often; it is valid for 90 days.
 const CERTIFICATE_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);

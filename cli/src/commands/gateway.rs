@@ -31,7 +31,8 @@ fn beside(file: &GatewayFile) -> Result<(Registry, SiteKey)> {
 /// Serves until the first signal.
 pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
     let config = GatewayConfig::read(&file.config)?;
-    let vault = Vault::open_with_site_key(Store::open(&config.vault)?, site_key(&config)?).await?;
+    let store = Store::open_with(&config.vault, &config.store)?;
+    let vault = Vault::open_with_site_key(store, site_key(&config)?).await?;
     let state = State::open(&config.state_dir, vault.config().vault_id)?;
     let options = Options {
         domain: config.domain.clone(),
@@ -98,11 +99,12 @@ pub(crate) fn resync(common: &Common, file: &GatewayFile, machine: &Machine) -> 
 /// Reads a configuration.
 pub(crate) fn check_config(common: &Common, file: &GatewayFile) -> Result<()> {
     let config = GatewayConfig::read(&file.config)?;
-    Store::open(&config.vault)?;
+    Store::open_with(&config.vault, &config.store)?;
     let value = json!({
         "config": file.config, "vault": config.vault, "site_key": config.site_key, "listen": config.listen, "names": config.names,
         "state_dir": config.state_dir, "domain": config.domain, "spool_bytes": config.spool_bytes,
         "rate": config.rate, "metrics": config.metrics,
+        "proxy": config.store.proxy, "no_proxy": config.store.no_proxy, "ca_files": config.store.ca_files,
     });
     output::document(common.json, &value, || format!("{} is right.\n", file.config.display()))
 }

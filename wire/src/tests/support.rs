@@ -38,6 +38,8 @@ pub(super) struct Site {
     pub(super) refuse: Mutex<Option<(u8, String)>>,
     /// Validity of certificates.
     pub(super) valid: Mutex<Duration>,
+    /// How often it says that it is alive before it says welcome.
+    pub(super) alive: AtomicU64,
 }
 
 impl Site {
@@ -47,6 +49,9 @@ impl Site {
         while let Some(message) = from.next().await? {
             match message {
                 FromAgent::Hello(_) => {
+                    for _ in 0..self.alive.load(Ordering::SeqCst) {
+                        to.send(FromGateway::Alive).await.map_err(gone)?;
+                    }
                     let refuse = self.refuse.lock().unwrap().clone();
                     let answer = match refuse {
                         Some((code, why)) => FromGateway::Refuse(code, why),
@@ -143,6 +148,7 @@ impl Gateway {
             ends,
             refuse: Mutex::default(),
             valid: Mutex::new(Duration::from_secs(3600)),
+            alive: AtomicU64::new(0),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
