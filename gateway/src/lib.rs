@@ -19,6 +19,7 @@ mod cut;
 mod image;
 mod intake;
 mod ledger;
+mod level;
 mod maps;
 mod metrics;
 mod newest;
@@ -56,9 +57,6 @@ pub use service::{Gateway, Options};
 pub use state::{Lock, State};
 pub use status::{Health, MachineStatus, Status};
 
-/// Zstandard level of chunks where the CPU is what holds the pipeline back.
-const LEVEL: i32 = 1;
-
 /// What all stages of a cycle share.
 struct Session {
     vault: Vault,
@@ -66,8 +64,6 @@ struct Session {
     domain: DomainId,
     progress: Arc<Progress>,
     workers: Arc<pipeline::Workers>,
-    /// Zstandard level of chunks.
-    level: i32,
     pages: Fingerprinter,
     page_sealer: PageSealer,
     /// Bytes in chunks that the vault did not have.
@@ -90,7 +86,6 @@ impl Session {
             domain,
             progress,
             workers,
-            level: LEVEL,
             pages: vault.site().page_fingerprinter(),
             page_sealer: vault.site().index_sealer(),
             new_bytes: AtomicU64::new(0),
