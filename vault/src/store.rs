@@ -5,7 +5,7 @@
 //! of them: put-if-absent that is atomic ([`Store::probe`] checks it, because stores lie).
 //!
 //! # Consistency
-//! Objects are immutable but for `vault.json` and leases. An unclear put-if-absent (time-out, then "exists") is resolved by the
+//! Objects are immutable but for `vault.json` and heartbeats. An unclear put-if-absent (time-out, then "exists") is resolved by the
 //! caller, who reads back and compares.
 //!
 //! # Retries

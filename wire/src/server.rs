@@ -65,8 +65,8 @@ pub trait Service: Send + Sync + 'static {
     /// A machine asks for its next certificate, DER.
     fn renew(&self, peer: Peer, csr: Vec<u8>) -> impl Future<Output = Result<Vec<u8>>> + Send;
 
-    /// Whether the certificate with this serial number is revoked. Asked at each call and every few seconds: must not block.
-    fn is_revoked(&self, serial: &[u8]) -> bool;
+    /// Whether a machine's certificate is revoked. Asked at each call and every few seconds: must not block.
+    fn is_revoked(&self, peer: &Peer) -> bool;
 }
 
 /// What all connections share.
