@@ -36,6 +36,7 @@ mod spool;
 mod state;
 mod status;
 mod tail;
+mod tasks;
 mod upload;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +51,7 @@ pub use config::GatewayConfig;
 pub use image::DiskSpec;
 pub use registry::Registry;
 pub use replicate::{DiskOutcome, Outcome, Request, replicate};
-pub use service::{Gateway, Options};
+pub use service::{Background, Gateway, Options};
 pub use state::{Lock, State};
 pub use status::{Health, MachineStatus, Status};
 

@@ -6,7 +6,7 @@
 //! that is left.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use landfall_model::{
     ChunkRef, CycleId, DiskMeta, DomainName, Error, ErrorKind, MachineName, Progress, Result, SegmentId, Seq, Timeline,
@@ -16,6 +16,7 @@ use landfall_vault::{DedupIndex, Machine, MapView, SignedPoint, Tenure, Vault, c
 use landfall_wire::{Begin, CycleCheck, FromAgent, Incoming};
 use tokio::sync::mpsc::channel;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::time::Instant;
 
 use crate::newest::{Newest, know_inline_chunks, refuse_rollback, remember};
 use crate::pipeline::{self, TASKS_AHEAD, Workers};
@@ -25,6 +26,7 @@ use crate::renewal::Renewal;
 use crate::source::Task;
 use crate::spool::Spool;
 use crate::state::State;
+use crate::tasks::Tasks;
 use crate::upload::{Epoch, Uploader};
 use crate::{Cancel, Session, intake};
 
@@ -54,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) large: Arc<Semaphore>,
     /// Heads are read, changed and written as one file.
     pub(crate) heads: Mutex<()>,
+    /// What the gateway does in the background.
+    pub(crate) tasks: Tasks,
 }
 
 impl Shared {
@@ -158,7 +162,7 @@ impl Owner {
             events: events.clone(),
             count: count.clone(),
         };
-        tokio::spawn(committer.run(waiting));
+        shared.tasks.spawn(committer.run(waiting));
         let name = name.clone();
         let owner =
             Self { shared, name, tenure, newest, committed, commits, events, pending, count, _renewal: renewal };

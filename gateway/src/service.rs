@@ -22,6 +22,7 @@ use crate::replicate::probe;
 use crate::spool::Spool;
 use crate::state::{Lock, State};
 use crate::status::{Board, MachineStatus};
+use crate::tasks::Tasks;
 use crate::upload::put_object;
 
 /// Objects on their way to the store at once.
@@ -66,7 +67,13 @@ struct Slot {
     owner: tokio::sync::Mutex<Option<Owner>>,
 }
 
-/// A gateway that serves agents.
+/// What a gateway does beside its links. Dropped, it ends at once, as in a crash; [`Gateway::stop`] ends it in order.
+pub struct Background {
+    ending: watch::Sender<bool>,
+    tasks: [AbortOnDrop; 2],
+}
+
+/// A gateway that serves agents. What it began in the background ends with it.
 pub struct Gateway {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
@@ -100,6 +107,7 @@ impl Gateway {
             epoch: Mutex::default(),
             large: Arc::new(tokio::sync::Semaphore::new(LARGE_CYCLES)),
             heads: Mutex::default(),
+            tasks: Tasks::default(),
         });
         Ok(Self { shared, registry, authority, slots: Mutex::default(), board, _lock: lock })
     }
@@ -117,29 +125,42 @@ impl Gateway {
         limits: Limits,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<()> {
-        let (ending, ended) = watch::channel(false);
-        let uploads = tokio::spawn(upload(self.shared.clone(), self.board.clone(), ended.clone()));
-        let (board, spool) = (self.board.clone(), self.shared.spool.clone());
-        let looks = tokio::spawn(look(self.registry.clone(), board.clone(), spool.clone(), ended.clone()));
+        let background = self.start();
+        let (board, spool, ended) = (self.board.clone(), self.shared.spool.clone(), background.ending.subscribe());
         let metrics = metrics.map(|listener| tokio::spawn(crate::metrics::serve(listener, board, spool, ended)));
-        self.take_up_spooled();
         let served =
             landfall_wire::server::serve(listener, self.authority.clone(), &options.names, self.clone(), limits, stop);
         let outcome = served.await;
-        ending.send_replace(true);
+        self.stop(background).await;
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
+        outcome
+    }
+
+    /// Begins what a gateway does beside its links: uploads, the look at what other commands wrote, and commits of what an earlier run spooled.
+    /// [`Self::run`] does so itself; whoever brings links in another way (each a [`Service::ship`]) begins here.
+    pub fn start(&self) -> Background {
+        let (ending, ended) = watch::channel(false);
+        let uploads = tokio::spawn(upload(self.shared.clone(), self.board.clone(), ended.clone()));
+        let (board, spool) = (self.board.clone(), self.shared.spool.clone());
+        let looks = tokio::spawn(look(self.registry.clone(), board, spool, ended));
+        self.take_up_spooled();
+        Background { ending, tasks: [AbortOnDrop(uploads), AbortOnDrop(looks)] }
+    }
+
+    /// Gives all machines back and ends what [`Self::start`] began. Links must have ended.
+    pub async fn stop(&self, background: Background) {
+        background.ending.send_replace(true);
         let slots: Vec<Arc<Slot>> = self.slots().values().cloned().collect();
         for slot in slots {
             if let Some(owner) = slot.owner.lock().await.take() {
                 owner.close().await;
             }
         }
-        for task in [uploads, looks] {
-            let _ = task.await;
+        for mut task in background.tasks {
+            let _ = (&mut task.0).await;
         }
-        if let Some(metrics) = metrics {
-            metrics.abort();
-        }
-        outcome
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<MachineName, Arc<Slot>>> {
@@ -156,7 +177,7 @@ impl Gateway {
             let name = first.point.meta().machine.clone();
             let slot = self.slot(&name);
             let (shared, board) = (self.shared.clone(), self.board.clone());
-            tokio::spawn(async move {
+            self.shared.tasks.spawn(async move {
                 loop {
                     let mut owner = slot.owner.lock().await;
                     if owner.is_some() {
@@ -166,7 +187,7 @@ impl Gateway {
                         Ok(open) => {
                             *owner = Some(open);
                             drop(owner);
-                            return Self::release_later(slot);
+                            return release(slot).await;
                         }
                         Err(error) => tracing::warn!(%error, machine = %name, "what is spooled of it waits"),
                     }
@@ -179,24 +200,6 @@ impl Gateway {
 
     fn slot(&self, machine: &MachineName) -> Arc<Slot> {
         self.slots().entry(machine.clone()).or_default().clone()
-    }
-
-    /// Gives a machine back that has no link and nothing spooled.
-    fn release_later(slot: Arc<Slot>) {
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(RELEASE_AFTER).await;
-                // A link holds the lock while it lasts.
-                let Ok(mut owner) = slot.owner.try_lock() else { return };
-                if owner.as_ref().is_some_and(Owner::is_waiting) {
-                    continue;
-                }
-                if let Some(open) = owner.take() {
-                    open.close().await;
-                }
-                return;
-            }
-        });
     }
 
     async fn link(
@@ -247,12 +250,28 @@ impl Gateway {
     }
 }
 
+/// Gives a machine back that has no link and nothing spooled.
+async fn release(slot: Arc<Slot>) {
+    loop {
+        tokio::time::sleep(RELEASE_AFTER).await;
+        // A link holds the lock while it lasts.
+        let Ok(mut owner) = slot.owner.try_lock() else { return };
+        if owner.as_ref().is_some_and(Owner::is_waiting) {
+            continue;
+        }
+        if let Some(open) = owner.take() {
+            open.close().await;
+        }
+        return;
+    }
+}
+
 /// Opens the owner of a machine, and tells the board of it from then on.
 async fn open(shared: Arc<Shared>, board: Arc<Board>, machine: &MachineName) -> Result<Owner> {
-    let (owner, events) = Owner::open(shared, machine).await?;
+    let (owner, events) = Owner::open(shared.clone(), machine).await?;
     let (committed, waiting) = owner.taken_up();
     board.change(machine, |m| m.taken_up(committed, waiting));
-    tokio::spawn(follow(events, board, machine.clone()));
+    shared.tasks.spawn(follow(events, board, machine.clone()));
     Ok(owner)
 }
 
@@ -328,7 +347,7 @@ impl Service for Gateway {
         let outcome = self.link(opened, &mut from, &to, &machine).await;
         self.board.change(&machine, MachineStatus::unlinked);
         drop(owner);
-        Self::release_later(slot);
+        self.shared.tasks.spawn(release(slot));
         outcome
     }
 
@@ -344,6 +363,12 @@ impl Service for Gateway {
 
     fn is_revoked(&self, serial: &[u8]) -> bool {
         self.registry.is_revoked(serial)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.shared.tasks.end();
     }
 }
 
