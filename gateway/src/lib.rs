@@ -40,6 +40,7 @@ mod spool;
 mod state;
 mod status;
 mod tail;
+mod tasks;
 mod upload;
 mod waiting;
 
@@ -56,7 +57,7 @@ pub use image::DiskSpec;
 pub use registry::Registry;
 pub use replicate::{DiskOutcome, Outcome, Request, replicate};
 pub use revoked::share_revocations;
-pub use service::{Gateway, Options};
+pub use service::{Background, Gateway, Options};
 pub use state::{Lock, State};
 pub use status::{Health, MachineStatus, Status};
 

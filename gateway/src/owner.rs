@@ -6,7 +6,7 @@
 //! that is left.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use landfall_model::{
@@ -18,6 +18,7 @@ use landfall_vault::{
 use landfall_wire::{Begin, CycleCheck, FromAgent, Incoming};
 use tokio::sync::mpsc::channel;
 use tokio::sync::{Semaphore, broadcast};
+use tokio::time::Instant;
 
 use crate::listing::Listing;
 use crate::newest::{Newest, know_inline_chunks, refuse_rollback, remember};
@@ -27,6 +28,7 @@ use crate::rate::Rate;
 use crate::source::Task;
 use crate::spool::Spool;
 use crate::state::State;
+use crate::tasks::Tasks;
 use crate::upload::{Epoch, Uploader};
 use crate::waiting::{Queue, Waiting, lost};
 use crate::{Cancel, Session, coalesce, intake};
@@ -59,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) heads: Mutex<()>,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) listing: Listing,
+    /// What the gateway does in the background.
+    pub(crate) tasks: Tasks,
 }
 
 impl Shared {
@@ -163,7 +167,7 @@ impl Owner {
             events: events.clone(),
             waiting: waiting.clone(),
         };
-        tokio::spawn(committer.run());
+        shared.tasks.spawn(committer.run());
         let name = name.clone();
         let owner = Self { shared, name, tenure, newest, committed, waiting, events, _held: held };
         Ok((owner, from_the_first))

@@ -24,6 +24,7 @@ use crate::revoked::share_revocations;
 use crate::spool::Spool;
 use crate::state::{Lock, State};
 use crate::status::{Board, MachineStatus};
+use crate::tasks::Tasks;
 use crate::upload::put_object;
 
 /// Objects on their way to the store at once.
@@ -72,7 +73,13 @@ struct Slot {
     owner: tokio::sync::Mutex<Option<Owner>>,
 }
 
-/// A gateway that serves agents.
+/// What a gateway does beside its links. Dropped, it ends at once, as in a crash; [`Gateway::stop`] ends it in order.
+pub struct Background {
+    ending: watch::Sender<bool>,
+    tasks: [AbortOnDrop; 3],
+}
+
+/// A gateway that serves agents. What it began in the background ends with it.
 pub struct Gateway {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
@@ -112,6 +119,7 @@ impl Gateway {
             heads: Mutex::default(),
             heartbeat,
             listing: Listing::default(),
+            tasks: Tasks::default(),
         });
         Ok(Self { shared, registry, authority, slots: Mutex::default(), board, _renewal: renewal, _lock: lock })
     }
@@ -129,26 +137,38 @@ impl Gateway {
         limits: Limits,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<()> {
-        let (ending, ended) = watch::channel(false);
-        let uploads = tokio::spawn(upload(self.shared.clone(), self.board.clone(), ended.clone()));
-        let (board, spool) = (self.board.clone(), self.shared.spool.clone());
-        let looks = tokio::spawn(look(self.registry.clone(), board.clone(), spool.clone(), ended.clone()));
-        let shares = share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended.clone());
-        let shares = tokio::spawn(shares);
+        let background = self.start();
+        let (board, spool, ended) = (self.board.clone(), self.shared.spool.clone(), background.ending.subscribe());
         let metrics = metrics.map(|listener| tokio::spawn(crate::metrics::serve(listener, board, spool, ended)));
-        self.take_up_spooled();
         let served =
             landfall_wire::server::serve(listener, self.authority.clone(), &options.names, self.clone(), limits, stop);
         let outcome = served.await;
-        ending.send_replace(true);
-        self.give_back().await;
-        for task in [uploads, looks, shares] {
-            let _ = task.await;
-        }
+        self.stop(background).await;
         if let Some(metrics) = metrics {
             metrics.abort();
         }
         outcome
+    }
+
+    /// Begins what a gateway does beside its links: uploads, the look at what other commands wrote, revocations of other gateways, and commits of
+    /// what an earlier run spooled. [`Self::run`] does so itself; whoever brings links in another way (each a [`Service::ship`]) begins here.
+    pub fn start(&self) -> Background {
+        let (ending, ended) = watch::channel(false);
+        let uploads = upload(self.shared.clone(), self.board.clone(), ended.clone());
+        let looks = look(self.registry.clone(), self.board.clone(), self.shared.clone(), ended.clone());
+        let shares = share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended);
+        self.take_up_spooled();
+        let tasks = [tokio::spawn(uploads), tokio::spawn(looks), tokio::spawn(shares)];
+        Background { ending, tasks: tasks.map(AbortOnDrop) }
+    }
+
+    /// Gives all machines back and ends what [`Self::start`] began. Links must have ended.
+    pub async fn stop(&self, background: Background) {
+        background.ending.send_replace(true);
+        self.give_back().await;
+        for mut task in background.tasks {
+            let _ = (&mut task.0).await;
+        }
     }
 
     /// Gives all machines back but those of which something waits in the spool: others wait for these, as for those of a gateway that died,
@@ -179,7 +199,7 @@ impl Gateway {
             let name = first.point.meta().machine.clone();
             let slot = self.slot(&name);
             let (shared, board) = (self.shared.clone(), self.board.clone());
-            tokio::spawn(async move {
+            self.shared.tasks.spawn(async move {
                 loop {
                     let mut owner = slot.owner.lock().await;
                     if owner.is_some() {
@@ -189,7 +209,7 @@ impl Gateway {
                         Ok(open) => {
                             *owner = Some(open);
                             drop(owner);
-                            return Self::release_later(slot);
+                            return release(slot).await;
                         }
                         Err(error) => tracing::warn!(%error, machine = %name, "what is spooled of it waits"),
                     }
@@ -202,22 +222,6 @@ impl Gateway {
 
     fn slot(&self, machine: &MachineName) -> Arc<Slot> {
         self.slots().entry(machine.clone()).or_default().clone()
-    }
-
-    /// Gives a machine back that has no link and nothing spooled.
-    fn release_later(slot: Arc<Slot>) {
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(RELEASE_AFTER).await;
-                // A link holds the lock while it lasts.
-                let Ok(mut owner) = slot.owner.try_lock() else { return };
-                if owner.as_ref().is_some_and(Owner::is_waiting) {
-                    continue;
-                }
-                *owner = None;
-                return;
-            }
-        });
     }
 
     async fn link(
@@ -270,12 +274,26 @@ impl Gateway {
     }
 }
 
+/// Gives a machine back that has no link and nothing spooled.
+async fn release(slot: Arc<Slot>) {
+    loop {
+        tokio::time::sleep(RELEASE_AFTER).await;
+        // A link holds the lock while it lasts.
+        let Ok(mut owner) = slot.owner.try_lock() else { return };
+        if owner.as_ref().is_some_and(Owner::is_waiting) {
+            continue;
+        }
+        *owner = None;
+        return;
+    }
+}
+
 /// Opens the owner of a machine, and tells the board of it from then on.
 async fn open(shared: Arc<Shared>, board: Arc<Board>, machine: &MachineName) -> Result<Owner> {
-    let (owner, events) = Owner::open(shared, machine).await?;
+    let (owner, events) = Owner::open(shared.clone(), machine).await?;
     let (committed, waiting) = owner.taken_up();
     board.change(machine, |m| m.taken_up(committed, waiting));
-    tokio::spawn(follow(events, board, machine.clone()));
+    shared.tasks.spawn(follow(events, board, machine.clone()));
     Ok(owner)
 }
 
@@ -352,7 +370,7 @@ impl Service for Gateway {
         let outcome = self.link(opened, &mut from, &to, &machine).await;
         self.board.change(&machine, MachineStatus::unlinked);
         drop(owner);
-        Self::release_later(slot);
+        self.shared.tasks.spawn(release(slot));
         outcome
     }
 
@@ -371,6 +389,12 @@ impl Service for Gateway {
 
     fn is_revoked(&self, peer: &Peer) -> bool {
         self.registry.is_revoked(&peer.machine, peer.enrolled)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.shared.tasks.end();
     }
 }
 
@@ -435,12 +459,14 @@ async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
 }
 
 /// Looks at what other commands wrote beside a running gateway, and writes the status.
-async fn look(registry: Arc<Registry>, board: Arc<Board>, spool: Arc<Spool>, mut ended: watch::Receiver<bool>) {
+async fn look(registry: Arc<Registry>, board: Arc<Board>, shared: Arc<Shared>, mut ended: watch::Receiver<bool>) {
     loop {
+        let spooled = shared.spool.bytes();
+        shared.workers.level.look(spooled, shared.workers.is_free());
         if let Err(error) = registry.look() {
             tracing::warn!(%error, "revocations cannot be read");
         }
-        if let Err(error) = board.write(spool.bytes()) {
+        if let Err(error) = board.write(spooled) {
             tracing::warn!(%error, "the status cannot be written");
         }
         tokio::select! {

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use landfall_model::{Error, ErrorKind, MachineId, Result, SegmentId, Seq, Timeline};
-use landfall_vault::{DedupIndex, Store, Vault, layout};
+use landfall_vault::{DedupIndex, Put, Store, Vault, layout};
 use tokio::sync::Notify;
 
 use crate::state::replace;
@@ -205,8 +205,12 @@ impl Spool {
         let budget = self.budget;
         // One object always fits: else a budget that is too small would stop everything for good.
         self.until(|w| (w.bytes == 0 || w.bytes + size <= budget).then_some(())).await;
-        self.objects.put_if_absent(name, bytes.clone()).await?;
-        self.waiting().add_hot(name, bytes);
+        match self.objects.put_if_absent(name, bytes.clone()).await? {
+            Put::Created => self.waiting().add_hot(name, bytes),
+            // Of a try that nobody waited for. A key that is wrapped anew has other bytes: what is on the disk is what is uploaded, now and
+            // after a crash.
+            Put::Exists => self.waiting().add(name, size),
+        }
         self.changed.notify_waiters();
         Ok(())
     }
@@ -422,5 +426,40 @@ impl Waiting {
     fn remove(&mut self, name: &str) {
         self.bytes -= self.sizes.remove(name).unwrap_or(0);
         self.hot_bytes -= self.hot.remove(name).map_or(0, |b| b.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use landfall_keys::{RecoveryKey, SiteKey};
+    use landfall_model::VaultId;
+
+    #[tokio::test]
+    async fn a_key_that_is_spooled_twice_is_uploaded_as_it_lies_on_the_disk() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&format!("file://{}/vault", folder.path().display())).expect("a store");
+        let recovery = RecoveryKey::generate(VaultId::from_bytes([1; 16])).expect("randomness");
+        let site = SiteKey::generate(recovery.vault_id(), recovery.root_public()).expect("randomness");
+        let vault = Vault::create(store, &recovery, site, landfall_vault::now()).await.expect("a vault");
+        let sealer = landfall_keys::ContentSealer::open_epoch(
+            vault.site(),
+            vault.site().domain_id(&"default".parse().expect("a name")),
+        );
+        let sealer = sealer.expect("an epoch");
+        let name = layout::epoch(sealer.domain(), sealer.epoch(), recovery.recipient().id());
+        let wrapped =
+            || -> Bytes { sealer.wrapped_for(vault.site(), &recovery.recipient()).expect("a wrapped key").into() };
+        let root = folder.path().join("spool");
+        let spool = Arc::new(Spool::open(&root, 1 << 20, &vault).expect("a spool"));
+        let (first, second) = (wrapped(), wrapped());
+        assert_ne!(first, second, "each wrap is its own");
+        // The first try is on the disk, and nobody heard of it: its link was lost.
+        spool.objects.put_if_absent(&name, first.clone()).await.expect("stored");
+        spool.put(&name, second).await.expect("spooled");
+        assert_eq!(spool.next().await, name);
+        assert_eq!(spool.read(&name, &vault).await.expect("its bytes"), Some(first.clone()));
+        let again = Spool::open(&root, 1 << 20, &vault).expect("a spool");
+        assert_eq!(again.read(&name, &vault).await.expect("its bytes"), Some(first), "after a crash too");
     }
 }
