@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
-use landfall_vault::{DedupIndex, Vault, crash_point, layout, segment};
+use landfall_vault::{DedupIndex, Vault, crash_point, layout, now, segment};
 use landfall_wire::pki::{Authority, Certificate};
 use landfall_wire::server::{Limits, Service};
 use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_version};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::flow::Flows;
 use crate::owner::{Event, LARGE_CYCLES, Owner, Refused, Shared};
 use crate::pipeline::Workers;
 use crate::rate::Rate;
 use crate::registry::Registry;
 use crate::replicate::probe;
+use crate::rules::Rules;
 use crate::spool::Spool;
 use crate::state::{Lock, State};
 use crate::status::{Board, MachineStatus};
@@ -54,8 +56,8 @@ pub struct Options {
     pub domain: DomainName,
     /// Most bytes of objects in the spool.
     pub spool_bytes: u64,
-    /// Most bytes uploaded in a second.
-    pub rate: Option<u64>,
+    /// What may change while it runs.
+    pub rules: Rules,
     /// Host names and addresses in its certificate.
     pub names: Vec<String>,
 }
@@ -73,6 +75,7 @@ pub struct Gateway {
     authority: Arc<Authority>,
     slots: Mutex<HashMap<MachineName, Arc<Slot>>>,
     board: Arc<Board>,
+    rules: watch::Sender<Arc<Rules>>,
     _lock: Lock,
 }
 
@@ -89,6 +92,7 @@ impl Gateway {
         let registry = Arc::new(Registry::open(state.agents_path())?);
         let authority = Arc::new(Authority::from_seed(vault.site().agent_authority_seed().as_bytes())?);
         let board = Arc::new(Board::new(state.status_path(), options.spool_bytes));
+        let rules = watch::Sender::new(Arc::new(options.rules.clone()));
         let shared = Arc::new(Shared {
             vault,
             state,
@@ -96,12 +100,13 @@ impl Gateway {
             spool,
             index,
             workers: Arc::new(Workers::new()),
-            rate: Rate::new(options.rate),
+            rate: Arc::new(Rate::new(options.rules.upload_rate(now()))),
+            flows: Flows::new(rules.subscribe()),
             epoch: Mutex::default(),
             large: Arc::new(tokio::sync::Semaphore::new(LARGE_CYCLES)),
             heads: Mutex::default(),
         });
-        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, _lock: lock })
+        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, rules, _lock: lock })
     }
 
     /// Serves agents at `listener`, and metrics where they are wanted, until `stop` is ready; then links end, and what is spooled stays for the
@@ -120,7 +125,7 @@ impl Gateway {
         let (ending, ended) = watch::channel(false);
         let uploads = tokio::spawn(upload(self.shared.clone(), self.board.clone(), ended.clone()));
         let (board, spool) = (self.board.clone(), self.shared.spool.clone());
-        let looks = tokio::spawn(look(self.registry.clone(), board.clone(), spool.clone(), ended.clone()));
+        let looks = tokio::spawn(self.clone().look(ended.clone()));
         let metrics = metrics.map(|listener| tokio::spawn(crate::metrics::serve(listener, board, spool, ended)));
         self.take_up_spooled();
         let served =
@@ -348,6 +353,31 @@ impl Service for Gateway {
 }
 
 impl Gateway {
+    /// Looks each second at what other commands wrote beside a running gateway and at the clock, and writes the status.
+    async fn look(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
+        loop {
+            if let Err(error) = self.registry.look() {
+                tracing::warn!(%error, "revoked certificates cannot be read");
+            }
+            self.keep_to_rules();
+            if let Err(error) = self.board.write(self.shared.spool.bytes()) {
+                tracing::warn!(%error, "the status cannot be written");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                _ = ended.wait_for(|e| *e) => return,
+            }
+        }
+    }
+
+    /// Rates as the rules want them now.
+    fn keep_to_rules(&self) {
+        let (rules, at) = (self.rules.borrow().clone(), now());
+        self.shared.rate.set(rules.upload_rate(at));
+        self.shared.flows.keep_to(&rules, at);
+        self.board.rates(rules.upload_rate(at), |machine| rules.machine_rate(machine, at));
+    }
+
     fn issue(&self, machine: &MachineName, csr: &[u8]) -> Result<Vec<u8>> {
         let certificate = self.authority.sign_agent(csr, machine, CERTIFICATE_VALID)?;
         let facts = Certificate::read(&certificate)?;
@@ -416,20 +446,4 @@ async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
     crash_point("spool.object-stored");
     shared.spool.stored(name).await?;
     Ok(size)
-}
-
-/// Looks at what other commands wrote beside a running gateway, and writes the status.
-async fn look(registry: Arc<Registry>, board: Arc<Board>, spool: Arc<Spool>, mut ended: watch::Receiver<bool>) {
-    loop {
-        if let Err(error) = registry.look() {
-            tracing::warn!(%error, "revoked certificates cannot be read");
-        }
-        if let Err(error) = board.write(spool.bytes()) {
-            tracing::warn!(%error, "the status cannot be written");
-        }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-            _ = ended.wait_for(|e| *e) => return,
-        }
-    }
 }

@@ -8,6 +8,7 @@ use landfall_model::{Error, ErrorKind, MachineName, Result, Seq, Timestamp};
 use landfall_vault::now;
 use serde::{Deserialize, Serialize};
 
+use crate::rules::BytesPerSecond;
 use crate::state::replace;
 
 const MINUTE_MS: i64 = 60_000;
@@ -61,6 +62,9 @@ pub struct MachineStatus {
     pub error: Option<String>,
     /// Whether that error is one that waiting does not mend.
     pub stuck: bool,
+    /// Most bytes that are received from it in a second, now.
+    #[serde(default)]
+    pub rate: BytesPerSecond,
 }
 
 impl MachineStatus {
@@ -137,6 +141,9 @@ pub struct Status {
     pub spool_budget_bytes: u64,
     /// Bytes that were uploaded from the spool since the gateway was started.
     pub uploaded_bytes: u64,
+    /// Most bytes that are uploaded in a second, now.
+    #[serde(default)]
+    pub rate: BytesPerSecond,
     /// The newest error of an upload; none since the last one that worked.
     pub upload_error: Option<String>,
     /// Its machines.
@@ -201,6 +208,15 @@ impl Board {
         let mut status = self.status();
         status.uploaded_bytes += bytes;
         status.upload_error = None;
+    }
+
+    /// Rates that hold now: of uploads, and of what is received from a machine.
+    pub(crate) fn rates(&self, uploads: BytesPerSecond, of_machine: impl Fn(&MachineName) -> BytesPerSecond) {
+        let mut status = self.status();
+        status.rate = uploads;
+        for (name, machine) in &mut status.machines {
+            machine.rate = name.parse().ok().and_then(|name| of_machine(&name));
+        }
     }
 
     pub(crate) fn upload_failed(&self, why: String) {

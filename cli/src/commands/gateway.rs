@@ -36,7 +36,7 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
     let options = Options {
         domain: config.domain.clone(),
         spool_bytes: config.spool_bytes,
-        rate: config.rate,
+        rules: config.rules.clone(),
         names: config.names.clone(),
     };
     let (listener, address) = listen(&config.listen, "listen", file).await?;
@@ -102,7 +102,7 @@ pub(crate) fn check_config(common: &Common, file: &GatewayFile) -> Result<()> {
     let value = json!({
         "config": file.config, "vault": config.vault, "site_key": config.site_key, "listen": config.listen, "names": config.names,
         "state_dir": config.state_dir, "domain": config.domain, "spool_bytes": config.spool_bytes,
-        "rate": config.rate, "metrics": config.metrics,
+        "rate": config.rules.uploads.usual(), "metrics": config.metrics,
     });
     output::document(common.json, &value, || format!("{} is right.\n", file.config.display()))
 }

@@ -1,0 +1,201 @@
+//! What an operator may change while a gateway runs: rates, and when they hold.
+//!
+//! ```toml
+//! [gateway]
+//! rate = "50MiB"                   # most bytes uploaded in a second; default: no limit
+//! utc_offset = "+02:00"            # what hours are hours of; default: the time of this host
+//!
+//! [[window]]                       # other rates at certain hours; of several that hold, the first counts
+//! days = "Mon-Fri"                 # on which it begins: "Mon-Fri", "Sat,Sun", "daily"; default: daily
+//! hours = "08:00-18:00"            # may pass midnight; default: all day
+//! rate = "5MiB"                    # or "unlimited"
+//! machine = "web-01"               # what is received from this machine; default: what is uploaded
+//!
+//! [[machine]]
+//! name = "web-01"
+//! rate = "2MiB"                    # most bytes received from it in a second; default: no limit
+//! ```
+
+use std::collections::BTreeMap;
+
+use landfall_model::{MachineName, Result, Timestamp};
+use landfall_settings::{Source, Table, Value};
+
+use crate::schedule::{Days, Hours, Schedule, Window, Zone};
+
+/// Sections of the configuration that are read here.
+pub(crate) const SECTIONS: [&str; 2] = ["window", "machine"];
+
+/// Bytes a second; `None`: no limit.
+pub type BytesPerSecond = Option<u64>;
+
+/// What may change while a gateway runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rules {
+    /// What the hours of windows are hours of.
+    pub zone: Zone,
+    /// How fast is uploaded.
+    pub uploads: Schedule<BytesPerSecond>,
+    /// How fast is received, of machines that have a limit.
+    pub machines: BTreeMap<MachineName, Schedule<BytesPerSecond>>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { zone: Zone::default(), uploads: Schedule::always(None), machines: BTreeMap::new() }
+    }
+}
+
+impl Rules {
+    /// Reads them from the root of a configuration and its section `[gateway]`.
+    ///
+    /// # Errors
+    /// `Usage`, naming the line and what to do.
+    pub(crate) fn read<'a>(root: &Table<'a>, gateway: &Table<'a>) -> Result<Self> {
+        let source = root.source();
+        let mut rules = Self {
+            zone: gateway.optional("utc_offset")?.unwrap_or_default(),
+            uploads: Schedule::always(rate(gateway)?.flatten()),
+            machines: BTreeMap::new(),
+        };
+        for value in list(source, root.get("machine"), "machine is not a list: write [[machine]]")? {
+            rules.machine(&source.table(value, "[[machine]]")?)?;
+        }
+        for value in list(source, root.get("window"), "window is not a list: write [[window]]")? {
+            rules.window(&source.table(value, "[[window]]")?)?;
+        }
+        Ok(rules)
+    }
+
+    fn machine(&mut self, table: &Table<'_>) -> Result<()> {
+        table.only(&["name", "rate"])?;
+        let name: MachineName = table.parsed("name", "add name = \"NAME\"")?;
+        let schedule = Schedule::always(rate(table)?.flatten());
+        if self.machines.insert(name.clone(), schedule).is_some() {
+            let why = format!("machine {name} is named twice: give each machine once");
+            return Err(table.source().wrong(table.place(), why));
+        }
+        Ok(())
+    }
+
+    fn window(&mut self, table: &Table<'_>) -> Result<()> {
+        table.only(&["days", "hours", "rate", "machine"])?;
+        table.required("rate", "add rate = \"5MiB\", or rate = \"unlimited\"")?;
+        let (window, rate) = (window(table)?, rate(table)?.flatten());
+        match table.optional("machine")? {
+            Some(name) => self.machines.entry(name).or_insert_with(|| Schedule::always(None)).add(window, rate),
+            None => self.uploads.add(window, rate),
+        }
+        Ok(())
+    }
+
+    /// How fast is uploaded at a moment.
+    pub(crate) fn upload_rate(&self, at: Timestamp) -> BytesPerSecond {
+        self.uploads.at(self.zone.minute(at))
+    }
+
+    /// How fast is received from a machine at a moment.
+    pub(crate) fn machine_rate(&self, machine: &MachineName, at: Timestamp) -> BytesPerSecond {
+        self.machines.get(machine).and_then(|schedule| schedule.at(self.zone.minute(at)))
+    }
+}
+
+/// The sections of a list; none where there is no list.
+fn list<'a>(source: Source<'a>, value: Option<&'a Value<'a>>, wrong: &str) -> Result<Vec<&'a Value<'a>>> {
+    let Some(value) = value else { return Ok(Vec::new()) };
+    let list = value.get_ref().as_array().ok_or_else(|| source.wrong(value.span().start, wrong))?;
+    Ok(list.iter().collect())
+}
+
+/// Days and hours of a section; what is not said is every day, all day.
+fn window(table: &Table<'_>) -> Result<Window> {
+    let days = table.optional("days")?.unwrap_or(Days::DAILY);
+    Ok(Window { days, hours: table.optional("hours")?.unwrap_or(Hours::ALL) })
+}
+
+/// The rate of a section, if it says one.
+fn rate(table: &Table<'_>) -> Result<Option<BytesPerSecond>> {
+    match table.text("rate")? {
+        Some((_, text)) if text == "unlimited" => Ok(Some(None)),
+        _ => Ok(table.size("rate")?.map(Some)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GatewayConfig;
+
+    fn parse(more: &str) -> Result<Rules> {
+        let text = format!("[gateway]\nvault = \"v\"\nsite_key = \"/k\"\nutc_offset = \"+02:00\"\n{more}");
+        GatewayConfig::parse(&text, std::path::Path::new("gateway.toml")).map(|config| config.rules)
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    #[test]
+    fn rates_follow_the_windows_of_the_week_by_the_clock_of_the_site() {
+        let rules = parse(
+            r#"
+            rate = "50MiB"
+            [[window]]
+            days = "Mon-Fri"
+            hours = "08:00-18:00"
+            rate = "5MiB"
+            [[window]]
+            days = "Sun"
+            rate = "unlimited"
+            [[machine]]
+            name = "web"
+            rate = "2MiB"
+            [[window]]
+            machine = "web"
+            hours = "22:00-06:00"
+            rate = "9MiB"
+            [[window]]
+            machine = "db"
+            days = "Sat"
+            rate = "1MiB"
+            "#,
+        )
+        .expect("rules");
+        let mib = |n: u64| Some(n << 20);
+        // 2026-11-20 is a Friday, and the site is two hours ahead of UTC.
+        for (moment, wanted) in [
+            ("2026-11-20T05:59:59Z", mib(50)),
+            ("2026-11-20T06:00:00Z", mib(5)),
+            ("2026-11-20T15:59:59Z", mib(5)),
+            ("2026-11-20T16:00:00Z", mib(50)),
+            ("2026-11-21T12:00:00Z", mib(50)),
+            ("2026-11-21T22:00:00Z", None),
+            ("2026-11-22T22:00:00Z", mib(50)),
+        ] {
+            assert_eq!(rules.upload_rate(at(moment)), wanted, "{moment}");
+        }
+        let of = |machine: &str, moment| rules.machine_rate(&machine.parse().expect("a name"), at(moment));
+        assert_eq!(of("web", "2026-11-20T12:00:00Z"), mib(2));
+        assert_eq!(of("web", "2026-11-20T20:00:00Z"), mib(9));
+        assert_eq!(of("db", "2026-11-20T20:00:00Z"), None);
+        assert_eq!(of("db", "2026-11-21T12:00:00Z"), mib(1));
+        assert_eq!(of("mail", "2026-11-21T12:00:00Z"), None);
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_window_is_told_with_its_line() {
+        for (text, wanted) in [
+            ("[[window]]\ndays = \"Mon\"", "gateway.toml:5: [[window]] has no rate: add rate = \"5MiB\""),
+            ("[[window]]\nrate = \"5MiB\"\ndays = \"Mo-Fr\"", "gateway.toml:7: \"Mo-Fr\" are no days"),
+            ("[[window]]\nrate = \"5MiB\"\nhours = \"8-18\"", "gateway.toml:7: \"8-18\" are no hours"),
+            ("[[window]]\nrate = \"5 MB\"", "gateway.toml:6: rate: \"5 MB\" is no size"),
+            ("[[window]]\nrate = \"5MiB\"\nday = \"Mon\"", "did you mean \"days\"?"),
+            ("[window]\nrate = \"5MiB\"", "window is not a list: write [[window]]"),
+            ("[[machine]]\nrate = \"5MiB\"", "[[machine]] has no name"),
+            ("[[machine]]\nname = \"a\"\n[[machine]]\nname = \"a\"", "gateway.toml:7: machine a is named twice"),
+        ] {
+            let error = parse(text).expect_err(text).to_string();
+            assert!(error.contains(wanted), "{text:?}: {error}");
+        }
+    }
+}
