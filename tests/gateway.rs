@@ -579,3 +579,45 @@ fn an_agent_that_lost_or_went_back_in_its_state_sends_everything_and_stores_only
     }
     site.assert_sound();
 }
+
+/// A window of half an hour that is shut now and for hours.
+fn shut_window() -> String {
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let hour = (seconds / 3600 + 12) % 24;
+    format!("utc_offset = \"+00:00\"\n[resync]\nhours = \"{hour:02}:00-{hour:02}:30\"")
+}
+
+#[test]
+fn a_full_comparison_waits_for_its_window_and_not_where_an_operator_asks_for_it() {
+    let site = Site::with_vault();
+    let mut gateway = GatewayHost::new(&site, "gw", &shut_window());
+    gateway.start();
+    let (disk, host) = protected(&site, &gateway, 5 * MIB);
+    host.ship();
+    // A first copy does not wait.
+    host.wait_for_points(1);
+    // The host was installed anew: nothing is left but its certificate.
+    for entry in fs::read_dir(host.state()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::remove_file(path).unwrap();
+        } else if path.file_name().unwrap() != "identity" {
+            fs::remove_dir_all(path).unwrap();
+        }
+    }
+    disks::write_at(&disk, MIB, &disks::seeded_bytes(2, 40_000));
+    host.try_ship().assert_refused(exit::UNAVAILABLE, &["resync waits for"]);
+    let agent = host.start();
+    let waiting = gateway.status_where(|s| s["machines"][0]["waits"].is_string() && s["machines"][0]["linked"] == true);
+    let machine = &waiting["machines"][0];
+    assert_eq!((machine["health"].as_str(), number(machine, "resyncs")), (Some("warning"), 0), "{waiting}");
+    assert!(machine["why"].as_str().unwrap().contains(":00; `landfall resync --machine web`"), "{waiting}");
+    assert_eq!(site.point_count("web"), 1);
+    gateway.command(&["resync", "--machine", "web"]).json();
+    host.wait_for_points(2);
+    let done = gateway.status_where(|s| s["machines"][0]["health"] == "ok" && s["machines"][0]["waits"].is_null());
+    assert_eq!(number(&done["machines"][0], "resyncs"), 1, "{done}");
+    agent.interrupt();
+    agent.finish();
+    site.assert_disk_is("web", "latest", "root", &disk);
+}

@@ -87,6 +87,7 @@ impl<C: Connect> Agent<C> {
             disks: config.disks.clone(),
             freeze: Freeze::of(config),
             cancel: cancel.clone(),
+            patient: true,
             events: Box::new(record),
         };
         Ok(Self {
@@ -122,6 +123,7 @@ impl<C: Connect> Agent<C> {
 
     /// Ships one cycle.
     pub(crate) async fn run_once(mut self) -> Result<()> {
+        self.shipper.patient = false;
         let shipped = match self.connect().await {
             Ok((mut link, newest)) => self.shipper.ship(&mut link, newest).await.map(|_| ()),
             Err(fault) => Err(fault),
@@ -131,6 +133,7 @@ impl<C: Connect> Agent<C> {
         let error = match fault {
             Fault::Link(error) | Fault::Local(error) | Fault::Refused(error) => error,
             Fault::Resync(reason) => Error::new(ErrorKind::Conflict, reason),
+            Fault::Wait(reason) => Error::new(ErrorKind::Unavailable, reason),
             Fault::Cancelled => Error::new(ErrorKind::Unavailable, "interrupted: the cycle was not completed"),
         };
         self.with_status(|status| status.failed(&error));
@@ -217,6 +220,7 @@ impl<C: Connect> Agent<C> {
             }
             Fault::Local(error) => (error, NEXT_GATEWAY_WAIT),
             Fault::Resync(reason) => (Error::new(ErrorKind::Conflict, reason), NEXT_GATEWAY_WAIT),
+            Fault::Wait(reason) => (Error::new(ErrorKind::Unavailable, reason), NEXT_GATEWAY_WAIT),
             Fault::Refused(error) => {
                 self.first = next;
                 self.refusals += 1;
@@ -239,6 +243,7 @@ fn next_tick(begun: Instant, now: Instant, interval: Duration) -> Instant {
 fn log(event: &Event) {
     match event {
         Event::Cut { cycle, time } => tracing::debug!(%cycle, %time, "cut"),
+        Event::Waits(why) => tracing::warn!(why, "everything must be sent, and waits"),
         Event::Spooled(shipped) => tracing::info!(
             cycle = %shipped.cycle,
             time = %shipped.time,

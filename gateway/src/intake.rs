@@ -85,7 +85,7 @@ pub(crate) async fn feed(
         match message {
             FromAgent::Data(data) => {
                 check.data(&data)?;
-                flow.received(data.bytes.len() as u64).await;
+                flow.received(&data).await;
                 receiving.data(data).await?;
             }
             FromAgent::Zero(disk, extent) => {
@@ -98,7 +98,7 @@ pub(crate) async fn feed(
             }
             FromAgent::Abort(why) => return Err(gave_up(&format!("the agent gave the cycle up: {why}"))),
             FromAgent::Alive => {}
-            FromAgent::Hello(_) | FromAgent::Begin(_) => {
+            FromAgent::Hello(_) | FromAgent::Begin(_) | FromAgent::Ask(_) => {
                 return Err(Error::corrupt("the agent began again within a cycle"));
             }
         }

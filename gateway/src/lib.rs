@@ -30,6 +30,7 @@ mod region;
 mod registry;
 mod renewal;
 mod replicate;
+mod resync;
 mod rules;
 mod schedule;
 mod seal;
@@ -57,7 +58,7 @@ pub use rules::{BytesPerSecond, Rules};
 pub use schedule::{Schedule, WeekMinute, Window, Zone};
 pub use service::{Gateway, Options};
 pub use state::{Lock, State};
-pub use status::{Health, MachineStatus, Status};
+pub use status::{Health, MachineStatus, Receiving, Status};
 
 /// Zstandard level of chunks where the CPU is what holds the pipeline back.
 const LEVEL: i32 = 1;

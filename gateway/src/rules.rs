@@ -14,6 +14,10 @@
 //! [[machine]]
 //! name = "web-01"
 //! rate = "2MiB"                    # most bytes received from it in a second; default: no limit
+//!
+//! [resync]                         # when machines that have points may be compared in full; default: at any time
+//! days = "Sat,Sun"
+//! hours = "22:00-06:00"
 //! ```
 
 use std::collections::BTreeMap;
@@ -21,10 +25,10 @@ use std::collections::BTreeMap;
 use landfall_model::{MachineName, Result, Timestamp};
 use landfall_settings::{Source, Table, Value};
 
-use crate::schedule::{Days, Hours, Schedule, Window, Zone};
+use crate::schedule::{Days, Hours, Schedule, WeekMinute, Window, Zone};
 
 /// Sections of the configuration that are read here.
-pub(crate) const SECTIONS: [&str; 2] = ["window", "machine"];
+pub(crate) const SECTIONS: [&str; 3] = ["window", "machine", "resync"];
 
 /// Bytes a second; `None`: no limit.
 pub type BytesPerSecond = Option<u64>;
@@ -38,11 +42,13 @@ pub struct Rules {
     pub uploads: Schedule<BytesPerSecond>,
     /// How fast is received, of machines that have a limit.
     pub machines: BTreeMap<MachineName, Schedule<BytesPerSecond>>,
+    /// When machines that have points may be compared in full; at any time where it is `None`.
+    pub resync: Option<Window>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { zone: Zone::default(), uploads: Schedule::always(None), machines: BTreeMap::new() }
+        Self { zone: Zone::default(), uploads: Schedule::always(None), machines: BTreeMap::new(), resync: None }
     }
 }
 
@@ -57,6 +63,7 @@ impl Rules {
             zone: gateway.optional("utc_offset")?.unwrap_or_default(),
             uploads: Schedule::always(rate(gateway)?.flatten()),
             machines: BTreeMap::new(),
+            resync: root.get("resync").map(|value| resync(&source.table(value, "[resync]")?)).transpose()?,
         };
         for value in list(source, root.get("machine"), "machine is not a list: write [[machine]]")? {
             rules.machine(&source.table(value, "[[machine]]")?)?;
@@ -89,6 +96,12 @@ impl Rules {
         Ok(())
     }
 
+    /// When the resync window opens, where it is shut at a moment.
+    pub(crate) fn resync_opens(&self, at: Timestamp) -> Option<WeekMinute> {
+        let minute = self.zone.minute(at);
+        self.resync.filter(|window| !window.holds(minute)).map(|window| window.opens_after(minute))
+    }
+
     /// How fast is uploaded at a moment.
     pub(crate) fn upload_rate(&self, at: Timestamp) -> BytesPerSecond {
         self.uploads.at(self.zone.minute(at))
@@ -98,6 +111,12 @@ impl Rules {
     pub(crate) fn machine_rate(&self, machine: &MachineName, at: Timestamp) -> BytesPerSecond {
         self.machines.get(machine).and_then(|schedule| schedule.at(self.zone.minute(at)))
     }
+}
+
+fn resync(table: &Table<'_>) -> Result<Window> {
+    table.only(&["days", "hours"])?;
+    table.required("hours", "add hours = \"22:00-06:00\", or leave the section out")?;
+    window(table)
 }
 
 /// The sections of a list; none where there is no list.
@@ -183,6 +202,18 @@ mod tests {
     }
 
     #[test]
+    fn a_resync_window_says_when_it_opens_while_it_is_shut() {
+        let rules = parse("[resync]\ndays = \"Sat,Sun\"\nhours = \"22:00-06:00\"").expect("rules");
+        let opens = |moment| rules.resync_opens(at(moment)).map(|m| m.to_string());
+        assert_eq!(opens("2026-11-21T19:59:59Z").as_deref(), Some("Sat 22:00"));
+        assert_eq!(opens("2026-11-21T20:00:00Z"), None);
+        assert_eq!(opens("2026-11-22T12:00:00Z").as_deref(), Some("Sun 22:00"));
+        assert_eq!(opens("2026-11-23T03:59:59Z"), None);
+        assert_eq!(opens("2026-11-23T04:00:00Z").as_deref(), Some("Sat 22:00"));
+        assert_eq!(parse("").expect("rules").resync_opens(at("2026-11-23T04:00:00Z")), None);
+    }
+
+    #[test]
     fn what_is_wrong_in_a_window_is_told_with_its_line() {
         for (text, wanted) in [
             ("[[window]]\ndays = \"Mon\"", "gateway.toml:5: [[window]] has no rate: add rate = \"5MiB\""),
@@ -191,6 +222,7 @@ mod tests {
             ("[[window]]\nrate = \"5 MB\"", "gateway.toml:6: rate: \"5 MB\" is no size"),
             ("[[window]]\nrate = \"5MiB\"\nday = \"Mon\"", "did you mean \"days\"?"),
             ("[window]\nrate = \"5MiB\"", "window is not a list: write [[window]]"),
+            ("[resync]\ndays = \"Sat\"", "gateway.toml:5: [resync] has no hours: add hours"),
             ("[[machine]]\nrate = \"5MiB\"", "[[machine]] has no name"),
             ("[[machine]]\nname = \"a\"\n[[machine]]\nname = \"a\"", "gateway.toml:7: machine a is named twice"),
         ] {

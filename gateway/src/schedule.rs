@@ -18,6 +18,14 @@ const OFFSET_MINUTES_MAX: i32 = 14 * 60;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct WeekMinute(u32);
 
+#[cfg(test)]
+impl WeekMinute {
+    /// Whether it is before noon.
+    pub(crate) fn is_morning(self) -> bool {
+        self.0 % DAY_MINUTES < DAY_MINUTES / 2
+    }
+}
+
 impl fmt::Display for WeekMinute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (day, minute) = (self.0 / DAY_MINUTES, self.0 % DAY_MINUTES);

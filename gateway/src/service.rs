@@ -20,6 +20,7 @@ use crate::pipeline::Workers;
 use crate::rate::Rate;
 use crate::registry::Registry;
 use crate::replicate::probe;
+use crate::resync::Resync;
 use crate::rules::Rules;
 use crate::spool::Spool;
 use crate::state::{Lock, State};
@@ -213,26 +214,43 @@ impl Gateway {
     ) -> Result<()> {
         let told = AbortOnDrop(tokio::spawn(tell(owner.events(), to.clone())));
         let mut skipping = false;
-        while let Some(message) = from.next().await? {
+        let mut resync = Resync::new(self.rules.subscribe(), &self.registry, machine);
+        loop {
+            let message = tokio::select! {
+                message = from.next() => message?,
+                () = resync.until_wanted(), if resync.waits() => {
+                    self.want_all(&mut resync, true, "it waited for this", to, machine).await?;
+                    continue;
+                }
+            };
             match message {
-                FromAgent::Begin(begin) => {
+                None => break,
+                Some(FromAgent::Ask(why)) => {
+                    self.want_all(&mut resync, owner.newest_time().is_some(), &why, to, machine).await?;
+                }
+                Some(FromAgent::Begin(begin)) => {
                     skipping = false;
-                    let time = begin.time;
-                    let asked = begin.parent.is_some() && self.registry.take_resync(machine);
-                    let taken = if asked {
+                    let (time, full, has_points) = (begin.time, begin.parent.is_none(), owner.newest_time().is_some());
+                    resync.begins();
+                    let taken = if full && let Some(why) = resync.must_wait(has_points) {
+                        Err(Refused::Error(Error::new(ErrorKind::Unavailable, why)))
+                    } else if !full && resync.is_asked() {
                         Err(Refused::Resync("an operator asked for a full comparison".to_owned()))
                     } else {
+                        self.board.change(machine, |m| m.resyncs += u64::from(full && has_points));
+                        let _in_flight = self.shared.flows.of(machine).begins(&begin);
                         owner.cycle(begin, from).await
                     };
                     match taken {
                         Ok(cycle) => {
+                            if full {
+                                resync.done();
+                            }
                             self.board.change(machine, |m| m.spooled(time));
                             say(to, FromGateway::Spooled(cycle)).await?;
                         }
                         Err(Refused::Resync(why)) => {
-                            tracing::info!(%machine, why, "resync");
-                            self.board.change(machine, |m| m.resyncs += 1);
-                            say(to, FromGateway::Resync(why)).await?;
+                            self.want_all(&mut resync, has_points, &why, to, machine).await?;
                             skipping = true;
                         }
                         Err(Refused::Error(error)) => {
@@ -241,14 +259,30 @@ impl Gateway {
                         }
                     }
                 }
-                FromAgent::Alive => say(to, FromGateway::Alive).await?,
+                Some(FromAgent::Alive) => say(to, FromGateway::Alive).await?,
                 // What was on its way when a cycle was refused.
-                _ if skipping => {}
-                _ => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
+                Some(_) if skipping => {}
+                Some(_) => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
             }
         }
         drop(told);
         Ok(())
+    }
+
+    /// Tells an agent to send everything, or to wait until it may.
+    async fn want_all(
+        &self,
+        resync: &mut Resync<'_>,
+        has_points: bool,
+        why: &str,
+        to: &mpsc::Sender<FromGateway>,
+        machine: &MachineName,
+    ) -> Result<()> {
+        let waits = resync.must_wait(has_points);
+        tracing::info!(%machine, why, waits, "resync");
+        self.board.change(machine, |m| m.waits = waits.clone());
+        let answer = waits.map_or_else(|| FromGateway::Resync(why.to_owned()), FromGateway::Wait);
+        say(to, answer).await
     }
 }
 
@@ -375,7 +409,8 @@ impl Gateway {
         let (rules, at) = (self.rules.borrow().clone(), now());
         self.shared.rate.set(rules.upload_rate(at));
         self.shared.flows.keep_to(&rules, at);
-        self.board.rates(rules.upload_rate(at), |machine| rules.machine_rate(machine, at));
+        let flow = |machine: &MachineName| (rules.machine_rate(machine, at), self.shared.flows.of(machine).receiving());
+        self.board.flows(rules.upload_rate(at), flow);
     }
 
     fn issue(&self, machine: &MachineName, csr: &[u8]) -> Result<Vec<u8>> {

@@ -65,6 +65,42 @@ pub struct MachineStatus {
     /// Most bytes that are received from it in a second, now.
     #[serde(default)]
     pub rate: BytesPerSecond,
+    /// Why it must be compared in full, and is not yet.
+    #[serde(default)]
+    pub waits: Option<String>,
+    /// The cycle that is being received.
+    #[serde(default)]
+    pub receiving: Option<Receiving>,
+}
+
+/// How far a cycle is that is being received.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Receiving {
+    /// Whether everything is sent: a first copy, or a full comparison.
+    pub full: bool,
+    /// When it began to arrive.
+    pub since: Timestamp,
+    /// Bytes of disks that have arrived.
+    pub bytes: u64,
+    /// How far it is on the disks, one after the other, in bytes.
+    pub reached_bytes: u64,
+    /// Size of the disks, in bytes.
+    pub of_bytes: u64,
+}
+
+impl Receiving {
+    /// Of the disks, in percent.
+    pub fn percent(&self) -> u64 {
+        let part = u128::from(self.reached_bytes) * 100;
+        part.checked_div(u128::from(self.of_bytes)).and_then(|p| u64::try_from(p).ok()).unwrap_or(100)
+    }
+
+    /// How long the rest takes if it goes on like this, in milliseconds.
+    pub fn left_ms(&self, at: Timestamp) -> Option<u64> {
+        let elapsed = u128::try_from(at.millis().saturating_sub(self.since.millis())).ok()?;
+        let left = elapsed * u128::from(self.of_bytes.saturating_sub(self.reached_bytes));
+        u64::try_from(left.checked_div(u128::from(self.reached_bytes))?).ok()
+    }
 }
 
 impl MachineStatus {
@@ -81,6 +117,7 @@ impl MachineStatus {
 
     pub(crate) fn unlinked(&mut self) {
         self.linked = false;
+        self.waits = None;
         self.heard = Some(now());
     }
 
@@ -123,8 +160,8 @@ impl MachineStatus {
         if backlog > BACKLOG_WARNING_MS {
             return (Health::Warning, Some(format!("points wait for the store since {} min", minutes(backlog))));
         }
-        match &self.error {
-            Some(error) => (Health::Warning, Some(error.clone())),
+        match self.error.as_ref().or(self.waits.as_ref()) {
+            Some(why) => (Health::Warning, Some(why.clone())),
             None => (Health::Ok, None),
         }
     }
@@ -210,12 +247,17 @@ impl Board {
         status.upload_error = None;
     }
 
-    /// Rates that hold now: of uploads, and of what is received from a machine.
-    pub(crate) fn rates(&self, uploads: BytesPerSecond, of_machine: impl Fn(&MachineName) -> BytesPerSecond) {
+    /// How fast is uploaded now; what may flow in from a machine, and what does.
+    pub(crate) fn flows(
+        &self,
+        uploads: BytesPerSecond,
+        of: impl Fn(&MachineName) -> (BytesPerSecond, Option<Receiving>),
+    ) {
         let mut status = self.status();
         status.rate = uploads;
         for (name, machine) in &mut status.machines {
-            machine.rate = name.parse().ok().and_then(|name| of_machine(&name));
+            let Ok(name) = name.parse() else { continue };
+            (machine.rate, machine.receiving) = of(&name);
         }
     }
 
@@ -284,6 +326,26 @@ mod tests {
         assert_eq!(machine.waiting_since, Some(at(50_000_000)), "since when the oldest that is left waits");
         machine.committed(Seq(3), at(3));
         assert_eq!(machine.waiting_since, None);
+    }
+
+    #[test]
+    fn a_cycle_that_arrives_says_how_far_it_is_and_how_long_it_takes() {
+        let receiving =
+            |reached_bytes, of_bytes| Receiving { full: true, since: at(0), bytes: 1, reached_bytes, of_bytes };
+        assert_eq!((receiving(0, 1000).percent(), receiving(0, 1000).left_ms(at(10))), (0, None));
+        assert_eq!((receiving(250, 1000).percent(), receiving(250, 1000).left_ms(at(10))), (25, Some(30 * 60_000)));
+        assert_eq!((receiving(1000, 1000).percent(), receiving(1000, 1000).left_ms(at(10))), (100, Some(0)));
+        assert_eq!(receiving(0, 0).percent(), 100);
+        assert_eq!(receiving(u64::MAX / 2, u64::MAX).left_ms(at(-1)), None, "a clock that went backwards");
+    }
+
+    #[test]
+    fn a_machine_that_waits_for_its_window_is_no_longer_well() {
+        let mut machine =
+            MachineStatus { linked: true, waits: Some("until Sat 22:00".to_owned()), ..MachineStatus::default() };
+        assert_eq!(machine.health(at(1)), (Health::Warning, Some("until Sat 22:00".to_owned())));
+        machine.unlinked();
+        assert_eq!(machine.waits, None);
     }
 
     #[test]

@@ -94,6 +94,9 @@ pub enum FromAgent {
     Abort(String),
     /// Nothing to send, and alive.
     Alive,
+    /// Every disk must be sent whole: may it be now? Why it must. The answer is [`FromGateway::Resync`], at once or after
+    /// [`FromGateway::Wait`].
+    Ask(String),
 }
 
 /// The answer to [`Hello`].
@@ -114,12 +117,14 @@ pub enum FromGateway {
     Spooled(CycleId),
     /// The cycle is a recovery point.
     Committed(CycleId, Timeline, Seq),
-    /// The cycle cannot be taken as it is: begin one without a parent. Why.
+    /// The cycle cannot be taken as it is: begin one without a parent. Why. Also the answer to [`FromAgent::Ask`].
     Resync(String),
     /// No, and trying again as it is does not help: the exit code that the reason stands for, and the reason.
     Refuse(u8, String),
     /// Nothing to say, and alive.
     Alive,
+    /// Not everything now, and nothing else either: why. [`Self::Resync`] follows on this link when it may be sent.
+    Wait(String),
 }
 
 fn wrong(why: impl std::fmt::Display) -> Error {
@@ -252,6 +257,7 @@ impl FromAgent {
             }),
             Self::Abort(why) => AgentKind::Abort(why),
             Self::Alive => AgentKind::Alive(raw::Alive {}),
+            Self::Ask(why) => AgentKind::Ask(why),
         };
         AgentMessage { kind: Some(kind) }
     }
@@ -292,6 +298,7 @@ impl FromAgent {
             }
             AgentKind::Abort(why) => Self::Abort(text("a reason", why)?),
             AgentKind::Alive(_) => Self::Alive,
+            AgentKind::Ask(why) => Self::Ask(text("a reason", why)?),
         })
     }
 }
@@ -316,6 +323,7 @@ impl FromGateway {
             Self::Resync(why) => GatewayKind::Resync(why),
             Self::Refuse(code, reason) => GatewayKind::Refuse(raw::Refuse { code: u32::from(code), reason }),
             Self::Alive => GatewayKind::Alive(raw::Alive {}),
+            Self::Wait(why) => GatewayKind::Wait(why),
         };
         GatewayMessage { kind: Some(kind) }
     }
@@ -341,6 +349,7 @@ impl FromGateway {
                 Self::Refuse(code, text("a reason", raw.reason)?)
             }
             GatewayKind::Alive(_) => Self::Alive,
+            GatewayKind::Wait(why) => Self::Wait(text("a reason", why)?),
         })
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct AgentMessage {
-    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub(crate) kind: Option<AgentKind>,
 }
 
@@ -24,6 +24,8 @@ pub(crate) enum AgentKind {
     Abort(String),
     #[prost(message, tag = "7")]
     Alive(Alive),
+    #[prost(string, tag = "8")]
+    Ask(String),
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -106,7 +108,7 @@ pub(crate) struct Alive {}
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct GatewayMessage {
-    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub(crate) kind: Option<GatewayKind>,
 }
 
@@ -124,6 +126,8 @@ pub(crate) enum GatewayKind {
     Refuse(Refuse),
     #[prost(message, tag = "6")]
     Alive(Alive),
+    #[prost(string, tag = "7")]
+    Wait(String),
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

@@ -1,6 +1,6 @@
 //! `landfall status`: the gateway on this host and its machines.
 
-use landfall_gateway::{GatewayConfig, MachineStatus, State, Status};
+use landfall_gateway::{GatewayConfig, MachineStatus, Receiving, State, Status};
 use landfall_keys::SiteKey;
 use landfall_model::{Error, Result, Timestamp};
 use landfall_vault::now;
@@ -14,6 +14,19 @@ const ALIVE_MS: i64 = 10_000;
 
 fn age_ms(since: Option<Timestamp>) -> Option<u64> {
     since.map(|t| u64::try_from(now().millis() - t.millis()).unwrap_or(0))
+}
+
+fn receiving(r: &Receiving) -> serde_json::Value {
+    json!({
+        "full": r.full, "since": r.since, "bytes": r.bytes, "reached_bytes": r.reached_bytes, "of_bytes": r.of_bytes,
+        "percent": r.percent(), "left_ms": r.left_ms(now()),
+    })
+}
+
+/// What an operator may want to know of a machine that is well.
+fn progress(r: &Receiving) -> Option<String> {
+    let left = r.left_ms(now()).map(|ms| format!(", about {} left", output::seconds(ms)));
+    r.full.then(|| format!("receiving everything: {} %{}", r.percent(), left.unwrap_or_default()))
 }
 
 /// Shows it.
@@ -30,12 +43,13 @@ pub(crate) fn run(common: &Common, file: &GatewayFile) -> Result<()> {
             "machine": name, "linked": m.linked && runs, "health": health, "why": why, "waiting_since": m.waiting_since,
             "failures": m.failures, "rpo_ms": age_ms(m.committed), "spooled": m.spooled,
             "committed": m.committed, "seq": m.seq, "cycles": m.cycles, "resyncs": m.resyncs, "error": m.error,
+            "waits": m.waits, "receiving": m.receiving.as_ref().map(receiving), "rate": m.rate,
         })
     };
     let (spool_health, _) = status.spool_health();
     let value = json!({
         "running": runs, "spool_health": spool_health, "time": status.time, "spool_bytes": status.spool_bytes, "spool_budget_bytes": config.spool_bytes,
-        "uploaded_bytes": status.uploaded_bytes, "upload_error": status.upload_error,
+        "uploaded_bytes": status.uploaded_bytes, "rate": status.rate, "upload_error": status.upload_error,
         "machines": status.machines.iter().map(machine).collect::<Vec<_>>(),
     });
     output::document(common.json, &value, || people(&config, &status, runs))
@@ -54,7 +68,7 @@ fn people(config: &GatewayConfig, status: &Status, runs: bool) -> String {
             age_ms(m.committed).map_or_else(|| "-".to_owned(), output::seconds),
             m.seq.map_or_else(|| "-".to_owned(), |s| s.to_string()),
             moment(m.committed),
-            why.unwrap_or_else(|| "-".to_owned()),
+            why.or_else(|| m.receiving.as_ref().and_then(progress)).unwrap_or_else(|| "-".to_owned()),
         ]);
     }
     format!(

@@ -70,6 +70,7 @@ fn from_agent() -> impl Strategy<Value = FromAgent> {
         zero,
         end,
         text().prop_map(FromAgent::Abort),
+        text().prop_map(FromAgent::Ask),
         Just(FromAgent::Alive),
     ]
 }
@@ -81,6 +82,7 @@ fn from_gateway() -> impl Strategy<Value = FromGateway> {
         cycle().prop_map(FromGateway::Spooled),
         (cycle(), any::<u32>(), any::<u64>()).prop_map(|(c, t, s)| FromGateway::Committed(c, Timeline(t), Seq(s))),
         text().prop_map(FromGateway::Resync),
+        text().prop_map(FromGateway::Wait),
         (any::<u8>(), text()).prop_map(|(code, why)| FromGateway::Refuse(code, why)),
         Just(FromGateway::Alive),
     ]

@@ -74,6 +74,7 @@ impl Site {
                 }
                 FromAgent::Abort(why) => return Err(Error::new(ErrorKind::Conflict, why)),
                 FromAgent::Alive => to.send(FromGateway::Alive).await.map_err(gone)?,
+                FromAgent::Ask(why) => to.send(FromGateway::Resync(why)).await.map_err(gone)?,
             }
         }
         Ok(())
