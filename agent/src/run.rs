@@ -31,7 +31,7 @@ const NEXT_GATEWAY_WAIT: Duration = Duration::from_secs(1);
 /// What no later attempt can mend: `NotFound` where the machine is not enrolled, `Usage` for the configuration, `Conflict` where another
 /// agent has the state directory. Everything else is logged, shown in `status.json`, and tried again.
 pub async fn run(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Result<()> {
-    let gateways = Gateways::open(identity, &config.machine)?;
+    let gateways = Gateways::open(identity, &config.machine, config.interval)?;
     let renewing = gateways.clone();
     let agent = Agent::open(config, gateways, cancel)?;
     tokio::select! {
@@ -45,7 +45,7 @@ pub async fn run(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Resu
 /// # Errors
 /// As for [`run`], and whatever keeps the cycle from being spooled.
 pub async fn run_once(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Result<()> {
-    let gateways = Gateways::open(identity, &config.machine)?;
+    let gateways = Gateways::open(identity, &config.machine, config.interval)?;
     Agent::open(config, gateways, cancel)?.run_once().await
 }
 

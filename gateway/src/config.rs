@@ -56,6 +56,18 @@ impl GatewayConfig {
         Self::parse(&landfall_settings::read(path)?, path)
     }
 
+    /// Reads a configuration file, and looks whether what it names besides vault and site key can be used: secrets of webhooks.
+    ///
+    /// # Errors
+    /// As for [`Self::read`], and of these files.
+    pub fn read_whole(path: &Path) -> Result<Self> {
+        let config = Self::read(path)?;
+        for webhook in &config.rules.webhooks {
+            webhook.secret().map_err(|e| e.context(path.display().to_string()))?;
+        }
+        Ok(config)
+    }
+
     /// Reads the text of a configuration file; errors name the file.
     ///
     /// # Errors
@@ -116,6 +128,7 @@ mod tests {
         let all: Vec<&str> = example.lines().map(|l| if offered(l) { &l[2..] } else { l }).collect();
         let config = parse(&all.join("\n")).expect("with everything");
         assert!(config.rules.uploads.usual().is_some() && !config.rules.machines.is_empty());
+        assert!(config.rules.resync.is_some() && !config.rules.webhooks.is_empty());
     }
 
     #[test]

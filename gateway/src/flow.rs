@@ -28,6 +28,13 @@ struct Cycle {
 /// A cycle is being received until it is dropped.
 pub(crate) struct InFlight(Arc<Flow>);
 
+impl InFlight {
+    /// When it began, and the bytes of disks that have arrived.
+    pub(crate) fn so_far(&self) -> (Timestamp, u64) {
+        self.0.receiving().map_or_else(|| (now(), 0), |r| (r.since, r.bytes))
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
         *self.0.cycle() = None;

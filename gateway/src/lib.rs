@@ -15,6 +15,7 @@
 mod cancel;
 mod config;
 mod cut;
+mod figures;
 mod flow;
 mod image;
 mod intake;
@@ -28,6 +29,7 @@ mod point;
 mod rate;
 mod region;
 mod registry;
+mod reload;
 mod renewal;
 mod replicate;
 mod resync;
@@ -41,6 +43,7 @@ mod state;
 mod status;
 mod tail;
 mod upload;
+mod webhook;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -51,14 +54,17 @@ use landfall_vault::{DedupIndex, Vault};
 
 pub use cancel::Cancel;
 pub use config::GatewayConfig;
+pub use figures::Figures;
 pub use image::DiskSpec;
 pub use registry::Registry;
+pub use reload::{Configuration, Refusal};
 pub use replicate::{DiskOutcome, Outcome, Request, replicate};
 pub use rules::{BytesPerSecond, Rules};
 pub use schedule::{Schedule, WeekMinute, Window, Zone};
 pub use service::{Gateway, Options};
 pub use state::{Lock, State};
 pub use status::{Health, MachineStatus, Receiving, Status};
+pub use webhook::{Webhook, WebhookUrl};
 
 /// Zstandard level of chunks where the CPU is what holds the pipeline back.
 const LEVEL: i32 = 1;

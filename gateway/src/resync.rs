@@ -32,19 +32,22 @@ pub(crate) struct Resync<'a> {
     registry: &'a Registry,
     machine: &'a MachineName,
     agreed: Agreed,
+    /// What the agent that waits was told.
+    told: Option<String>,
     /// Whether an operator had asked when the cycle began.
     asked: bool,
 }
 
 impl<'a> Resync<'a> {
     pub(crate) fn new(rules: watch::Receiver<Arc<Rules>>, registry: &'a Registry, machine: &'a MachineName) -> Self {
-        Self { rules, registry, machine, agreed: Agreed::Nothing, asked: false }
+        Self { rules, registry, machine, agreed: Agreed::Nothing, told: None, asked: false }
     }
 
     /// Why everything must not be sent now. Agrees with it where it may.
     pub(crate) fn must_wait(&mut self, has_points: bool) -> Option<String> {
         let why = if has_points && self.agreed != Agreed::Wanted { self.until() } else { None };
         self.agreed = if why.is_some() { Agreed::Waits } else { Agreed::Wanted };
+        self.told.clone_from(&why);
         why
     }
 
@@ -64,9 +67,10 @@ impl<'a> Resync<'a> {
         self.agreed == Agreed::Waits
     }
 
-    /// Returns when a machine that waits need not wait any more.
-    pub(crate) async fn until_wanted(&mut self) {
-        while self.must_wait(true).is_some() {
+    /// Returns when a machine that waits need not wait any more, or waits for another hour.
+    pub(crate) async fn until_changed(&mut self) {
+        let told = self.told.clone();
+        while self.must_wait(true) == told {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -117,7 +121,7 @@ mod tests {
         assert!(waiting.waits());
 
         registry.ask_resync(&machine).expect("asked");
-        waiting.until_wanted().await;
+        waiting.until_changed().await;
         assert!(!waiting.waits());
         // A cycle that fails does not use up what was asked for; one that is taken does.
         waiting.begins();
@@ -125,11 +129,18 @@ mod tests {
         waiting.done();
         assert!(link().must_wait(true).is_some());
 
-        // What was agreed stays so when the window shuts; a window that opens ends the wait.
+        // What was agreed stays so when the window shuts.
         let mut other = link();
         assert!(other.must_wait(true).is_some());
+        // Another hour is told; a window that opens ends the wait.
+        let other_hour =
+            Rules { zone: Zone::Fixed(0), resync: shut().resync.map(|w| w.a_minute_later()), ..Rules::default() };
+        changes.send_replace(Arc::new(other_hour));
+        other.until_changed().await;
+        assert!(other.waits());
         changes.send_replace(rules("[resync]\nhours = \"00:00-24:00\"\n"));
-        other.until_wanted().await;
+        other.until_changed().await;
+        assert!(!other.waits());
         changes.send_replace(shut());
         assert_eq!(other.must_wait(true), None);
         // Without a window nothing waits.

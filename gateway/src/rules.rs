@@ -18,6 +18,10 @@
 //! [resync]                         # when machines that have points may be compared in full; default: at any time
 //! days = "Sat,Sun"
 //! hours = "22:00-06:00"
+//!
+//! [[webhook]]                      # who is told when the health of a machine or of the spool changes
+//! url = "https://hooks.site/landfall"
+//! secret_file = "/etc/landfall/webhook.secret"   # notices are signed with it; default: they are not
 //! ```
 
 use std::collections::BTreeMap;
@@ -26,9 +30,13 @@ use landfall_model::{MachineName, Result, Timestamp};
 use landfall_settings::{Source, Table, Value};
 
 use crate::schedule::{Days, Hours, Schedule, WeekMinute, Window, Zone};
+use crate::webhook::Webhook;
 
 /// Sections of the configuration that are read here.
-pub(crate) const SECTIONS: [&str; 3] = ["window", "machine", "resync"];
+pub(crate) const SECTIONS: [&str; 4] = ["window", "machine", "resync", "webhook"];
+
+/// Each has a task and a queue of its own.
+const WEBHOOKS_MAX: usize = 16;
 
 /// Bytes a second; `None`: no limit.
 pub type BytesPerSecond = Option<u64>;
@@ -44,11 +52,19 @@ pub struct Rules {
     pub machines: BTreeMap<MachineName, Schedule<BytesPerSecond>>,
     /// When machines that have points may be compared in full; at any time where it is `None`.
     pub resync: Option<Window>,
+    /// Who is told of changes of health.
+    pub webhooks: Vec<Webhook>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { zone: Zone::default(), uploads: Schedule::always(None), machines: BTreeMap::new(), resync: None }
+        Self {
+            zone: Zone::default(),
+            uploads: Schedule::always(None),
+            machines: BTreeMap::new(),
+            resync: None,
+            webhooks: Vec::new(),
+        }
     }
 }
 
@@ -64,6 +80,7 @@ impl Rules {
             uploads: Schedule::always(rate(gateway)?.flatten()),
             machines: BTreeMap::new(),
             resync: root.get("resync").map(|value| resync(&source.table(value, "[resync]")?)).transpose()?,
+            webhooks: Vec::new(),
         };
         for value in list(source, root.get("machine"), "machine is not a list: write [[machine]]")? {
             rules.machine(&source.table(value, "[[machine]]")?)?;
@@ -71,7 +88,24 @@ impl Rules {
         for value in list(source, root.get("window"), "window is not a list: write [[window]]")? {
             rules.window(&source.table(value, "[[window]]")?)?;
         }
+        for value in list(source, root.get("webhook"), "webhook is not a list: write [[webhook]]")? {
+            rules.webhook(&source.table(value, "[[webhook]]")?)?;
+        }
         Ok(rules)
+    }
+
+    fn webhook(&mut self, table: &Table<'_>) -> Result<()> {
+        table.only(&["url", "secret_file"])?;
+        let url = table.parsed("url", "add url = \"https://...\"")?;
+        let webhook = Webhook { url, secret_file: table.path("secret_file")? };
+        if self.webhooks.iter().any(|w| w.url == webhook.url) {
+            return Err(table.source().wrong(table.place(), "this webhook is named twice: give each once"));
+        }
+        if self.webhooks.len() == WEBHOOKS_MAX {
+            return Err(table.source().wrong(table.place(), format_args!("there are at most {WEBHOOKS_MAX} webhooks")));
+        }
+        self.webhooks.push(webhook);
+        Ok(())
     }
 
     fn machine(&mut self, table: &Table<'_>) -> Result<()> {
@@ -223,6 +257,12 @@ mod tests {
             ("[[window]]\nrate = \"5MiB\"\nday = \"Mon\"", "did you mean \"days\"?"),
             ("[window]\nrate = \"5MiB\"", "window is not a list: write [[window]]"),
             ("[resync]\ndays = \"Sat\"", "gateway.toml:5: [resync] has no hours: add hours"),
+            ("[[webhook]]\nurl = \"http://hooks.site/\"", "gateway.toml:6: url begins with http: write https://"),
+            ("[[webhook]]\nsecretfile = \"s3cret\"", "did you mean \"secret_file\"?"),
+            (
+                "[[webhook]]\nurl = \"https://h\"\n[[webhook]]\nurl = \"https://h\"",
+                "gateway.toml:7: this webhook is named twice",
+            ),
             ("[[machine]]\nrate = \"5MiB\"", "[[machine]] has no name"),
             ("[[machine]]\nname = \"a\"\n[[machine]]\nname = \"a\"", "gateway.toml:7: machine a is named twice"),
         ] {

@@ -19,6 +19,15 @@ const OFFSET_MINUTES_MAX: i32 = 14 * 60;
 pub struct WeekMinute(u32);
 
 #[cfg(test)]
+impl Window {
+    /// The same, but for when it begins.
+    pub(crate) fn a_minute_later(mut self) -> Self {
+        self.hours.from += 1;
+        self
+    }
+}
+
+#[cfg(test)]
 impl WeekMinute {
     /// Whether it is before noon.
     pub(crate) fn is_morning(self) -> bool {

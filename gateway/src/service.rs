@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
 use landfall_vault::{DedupIndex, Vault, crash_point, layout, now, segment};
 use landfall_wire::pki::{Authority, Certificate};
@@ -14,6 +15,7 @@ use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_vers
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::config::GatewayConfig;
 use crate::flow::Flows;
 use crate::owner::{Event, LARGE_CYCLES, Owner, Refused, Shared};
 use crate::pipeline::Workers;
@@ -26,6 +28,7 @@ use crate::spool::Spool;
 use crate::state::{Lock, State};
 use crate::status::{Board, MachineStatus};
 use crate::upload::put_object;
+use crate::webhook::Notifier;
 
 /// Objects on their way to the store at once.
 const UPLOADS_IN_FLIGHT: usize = 4;
@@ -43,6 +46,10 @@ const UPLOAD_RETRY: [Duration; 6] = [
 const LINK_WAIT_MAX: Duration = Duration::from_secs(45);
 /// A machine without a link is given back after so long, so that its agent may go to another gateway.
 const RELEASE_AFTER: Duration = Duration::from_secs(5);
+/// When the gateway stops, its machines are given back for so long; then it ends. Another gateway waits for the leases that are left to run out.
+const GIVE_BACK_MAX: Duration = Duration::from_secs(5);
+/// Machines that are given back at once.
+const GIVEN_BACK_AT_ONCE: usize = 16;
 /// How often a machine is tried to be taken of which something is spooled.
 const TAKE_UP_RETRY: Duration = Duration::from_secs(30);
 /// How often the files of the registry are looked at.
@@ -133,11 +140,8 @@ impl Gateway {
             landfall_wire::server::serve(listener, self.authority.clone(), &options.names, self.clone(), limits, stop);
         let outcome = served.await;
         ending.send_replace(true);
-        let slots: Vec<Arc<Slot>> = self.slots().values().cloned().collect();
-        for slot in slots {
-            if let Some(owner) = slot.owner.lock().await.take() {
-                owner.close().await;
-            }
+        if tokio::time::timeout(GIVE_BACK_MAX, self.give_back()).await.is_err() {
+            tracing::warn!("the store does not answer: leases are not given back, and run out");
         }
         for task in [uploads, looks] {
             let _ = task.await;
@@ -146,6 +150,28 @@ impl Gateway {
             metrics.abort();
         }
         outcome
+    }
+
+    /// Gives all machines back, so that other gateways need not wait for their leases.
+    async fn give_back(&self) {
+        let slots: Vec<Arc<Slot>> = self.slots().values().cloned().collect();
+        let close = |slot: Arc<Slot>| async move {
+            let owner = slot.owner.lock().await.take();
+            if let Some(owner) = owner {
+                owner.close().await;
+            }
+        };
+        futures_util::stream::iter(slots).for_each_concurrent(GIVEN_BACK_AT_ONCE, close).await;
+    }
+
+    /// Has a configuration that was read anew, as far as it can change while the gateway runs: it was started with `running`. What became of it
+    /// stands in the status and in the log.
+    pub fn reload(&self, running: &GatewayConfig, read: Result<GatewayConfig>) {
+        let taken = self.board.configuration(|configuration| configuration.again(running, read));
+        if let Some(newer) = taken {
+            self.rules.send_replace(Arc::new(newer.rules));
+            self.keep_to_rules();
+        }
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<MachineName, Arc<Slot>>> {
@@ -218,7 +244,7 @@ impl Gateway {
         loop {
             let message = tokio::select! {
                 message = from.next() => message?,
-                () = resync.until_wanted(), if resync.waits() => {
+                () = resync.until_changed(), if resync.waits() => {
                     self.want_all(&mut resync, true, "it waited for this", to, machine).await?;
                     continue;
                 }
@@ -232,13 +258,13 @@ impl Gateway {
                     skipping = false;
                     let (time, full, has_points) = (begin.time, begin.parent.is_none(), owner.newest_time().is_some());
                     resync.begins();
+                    let in_flight = self.shared.flows.of(machine).begins(&begin);
                     let taken = if full && let Some(why) = resync.must_wait(has_points) {
                         Err(Refused::Error(Error::new(ErrorKind::Unavailable, why)))
                     } else if !full && resync.is_asked() {
                         Err(Refused::Resync("an operator asked for a full comparison".to_owned()))
                     } else {
                         self.board.change(machine, |m| m.resyncs += u64::from(full && has_points));
-                        let _in_flight = self.shared.flows.of(machine).begins(&begin);
                         owner.cycle(begin, from).await
                     };
                     match taken {
@@ -246,7 +272,8 @@ impl Gateway {
                             if full {
                                 resync.done();
                             }
-                            self.board.change(machine, |m| m.spooled(time));
+                            let (began, bytes) = in_flight.so_far();
+                            self.board.change(machine, |m| m.spooled(time, began, bytes));
                             say(to, FromGateway::Spooled(cycle)).await?;
                         }
                         Err(Refused::Resync(why)) => {
@@ -362,7 +389,7 @@ impl Service for Gateway {
             None => open(self.shared.clone(), self.board.clone(), &machine).await?,
         };
         let opened = owner.insert(opened);
-        self.board.change(&machine, MachineStatus::linked);
+        self.board.change(&machine, |m| m.linked(hello.interval_ms));
         say(&to, FromGateway::Welcome(Welcome { version, newest: opened.newest_cycle() })).await?;
         let outcome = self.link(opened, &mut from, &to, &machine).await;
         self.board.change(&machine, MachineStatus::unlinked);
@@ -389,6 +416,7 @@ impl Service for Gateway {
 impl Gateway {
     /// Looks each second at what other commands wrote beside a running gateway and at the clock, and writes the status.
     async fn look(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
+        let mut notifier = None;
         loop {
             if let Err(error) = self.registry.look() {
                 tracing::warn!(%error, "revoked certificates cannot be read");
@@ -397,10 +425,24 @@ impl Gateway {
             if let Err(error) = self.board.write(self.shared.spool.bytes()) {
                 tracing::warn!(%error, "the status cannot be written");
             }
+            self.notify(&mut notifier);
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 _ = ended.wait_for(|e| *e) => return,
             }
+        }
+    }
+
+    /// Tells the webhooks, where there are any, what has changed.
+    fn notify(&self, notifier: &mut Option<Notifier>) {
+        let webhooks = self.rules.borrow().webhooks.clone();
+        if notifier.is_none() && !webhooks.is_empty() {
+            let made = self.shared.state.gateway_id().and_then(Notifier::new);
+            *notifier = made.inspect_err(|error| tracing::error!(%error, "nobody is told when health changes")).ok();
+        }
+        if let Some(notifier) = notifier {
+            notifier.keep_to(&webhooks);
+            notifier.look(&self.board.now(self.shared.spool.bytes()), now());
         }
     }
 

@@ -8,6 +8,8 @@ use landfall_model::{Error, ErrorKind, MachineName, Result, Seq, Timestamp};
 use landfall_vault::now;
 use serde::{Deserialize, Serialize};
 
+use crate::figures::{Figures, Recent};
+use crate::reload::Configuration;
 use crate::rules::BytesPerSecond;
 use crate::state::replace;
 
@@ -49,11 +51,25 @@ pub struct MachineStatus {
     pub seq: Option<u64>,
     /// Since when the oldest of its points that wait for the store does.
     pub waiting_since: Option<Timestamp>,
-    /// Since when each of them does.
+    /// How many of them wait.
+    #[serde(default)]
+    pub waiting_points: usize,
+    /// Bytes of disks that their cycles brought, of those that were taken since the gateway was started.
+    #[serde(default)]
+    pub waiting_bytes: u64,
+    /// Each of them.
     #[serde(skip)]
-    pub(crate) waiting: VecDeque<Timestamp>,
+    pub(crate) waiting: VecDeque<Spooled>,
+    /// What happened in the last 12 hours.
+    #[serde(default)]
+    pub window: Figures,
+    #[serde(skip)]
+    pub(crate) recent: Recent,
     /// Cycles taken since the gateway was started.
     pub cycles: u64,
+    /// Bytes of disks that they brought.
+    #[serde(default)]
+    pub received_bytes: u64,
     /// Times that everything had to be compared since then.
     pub resyncs: u64,
     /// Cycles and commits that failed since then.
@@ -71,6 +87,14 @@ pub struct MachineStatus {
     /// The cycle that is being received.
     #[serde(default)]
     pub receiving: Option<Receiving>,
+}
+
+/// A point that waits for the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Spooled {
+    since: Timestamp,
+    /// When its cycle began, and what it brought; not known of what an earlier run took.
+    cycle: Option<(Timestamp, u64)>,
 }
 
 /// How far a cycle is that is being received.
@@ -107,12 +131,20 @@ impl MachineStatus {
     /// Its spool was taken up: what the vault has, and what waits.
     pub(crate) fn taken_up(&mut self, committed: Option<Timestamp>, waiting: usize) {
         self.committed = committed;
-        self.waiting = std::iter::repeat_n(now(), waiting).collect();
-        self.waiting_since = self.waiting.front().copied();
+        self.waiting = std::iter::repeat_n(Spooled { since: now(), cycle: None }, waiting).collect();
+        self.count_waiting();
     }
 
-    pub(crate) fn linked(&mut self) {
+    fn count_waiting(&mut self) {
+        self.waiting_since = self.waiting.front().map(|w| w.since);
+        self.waiting_points = self.waiting.len();
+        self.waiting_bytes = self.waiting.iter().filter_map(|w| w.cycle).map(|(_, bytes)| bytes).sum();
+    }
+
+    /// Its agent has a link, and ships so often.
+    pub(crate) fn linked(&mut self, interval_ms: u64) {
         self.linked = true;
+        self.recent.every(interval_ms, now());
     }
 
     pub(crate) fn unlinked(&mut self) {
@@ -121,11 +153,14 @@ impl MachineStatus {
         self.heard = Some(now());
     }
 
-    pub(crate) fn spooled(&mut self, time: Timestamp) {
+    /// A cycle was taken: its cut, when it began by this host's clock, and what it brought.
+    pub(crate) fn spooled(&mut self, time: Timestamp, began: Timestamp, bytes: u64) {
         self.cycles += 1;
+        self.received_bytes += bytes;
         self.spooled = self.spooled.max(Some(time));
-        self.waiting.push_back(now());
-        self.waiting_since = self.waiting.front().copied();
+        self.recent.taken(began, bytes, now());
+        self.waiting.push_back(Spooled { since: now(), cycle: Some((began, bytes)) });
+        self.count_waiting();
     }
 
     pub(crate) fn committed(&mut self, seq: Seq, time: Timestamp) {
@@ -133,12 +168,15 @@ impl MachineStatus {
         self.seq = Some(seq.0);
         self.error = None;
         self.stuck = false;
-        self.waiting.pop_front();
-        self.waiting_since = self.waiting.front().copied();
+        if let Some((began, _)) = self.waiting.pop_front().and_then(|w| w.cycle) {
+            self.recent.committed(began, now());
+        }
+        self.count_waiting();
     }
 
     pub(crate) fn failed(&mut self, why: String, stuck: bool) {
         self.failures += 1;
+        self.recent.failed(now());
         self.error = Some(why);
         self.stuck = stuck;
     }
@@ -183,6 +221,9 @@ pub struct Status {
     pub rate: BytesPerSecond,
     /// The newest error of an upload; none since the last one that worked.
     pub upload_error: Option<String>,
+    /// Its configuration.
+    #[serde(default)]
+    pub configuration: Configuration,
     /// Its machines.
     pub machines: BTreeMap<String, MachineStatus>,
 }
@@ -223,7 +264,8 @@ pub(crate) struct Board {
 impl Board {
     /// A board that goes on from what an earlier run wrote: machines whose agents do not come back are still known.
     pub(crate) fn new(path: PathBuf, spool_budget_bytes: u64) -> Self {
-        let mut status = Status { spool_budget_bytes, ..Status::default() };
+        let configuration = Configuration::first();
+        let mut status = Status { spool_budget_bytes, configuration, ..Status::default() };
         for (name, before) in Status::read(&path).map(|s| s.machines).unwrap_or_default() {
             let MachineStatus { linked, heard, spooled, committed, seq, .. } = before;
             let heard = if linked { Some(now()) } else { heard };
@@ -261,6 +303,11 @@ impl Board {
         }
     }
 
+    /// The configuration was read anew.
+    pub(crate) fn configuration<T>(&self, change: impl FnOnce(&mut Configuration) -> T) -> T {
+        change(&mut self.status().configuration)
+    }
+
     pub(crate) fn upload_failed(&self, why: String) {
         self.status().upload_error = Some(why);
     }
@@ -268,7 +315,11 @@ impl Board {
     /// As of now.
     pub(crate) fn now(&self, spool_bytes: u64) -> Status {
         let mut status = self.status();
-        (status.time, status.spool_bytes) = (Some(now()), spool_bytes);
+        let at = now();
+        (status.time, status.spool_bytes) = (Some(at), spool_bytes);
+        for machine in status.machines.values_mut() {
+            machine.window = machine.recent.figures(at);
+        }
         status.clone()
     }
 
@@ -317,15 +368,20 @@ mod tests {
         let mut machine = MachineStatus { linked: true, ..MachineStatus::default() };
         machine.taken_up(Some(at(1)), 0);
         assert_eq!(machine.committed, Some(at(1)), "what is spooled is not in the vault");
-        machine.spooled(at(2));
-        machine.spooled(at(3));
+        machine.spooled(at(2), now(), 1000);
+        machine.spooled(at(3), now(), 500);
+        assert_eq!((machine.waiting_points, machine.waiting_bytes, machine.received_bytes), (2, 1500, 1500));
         let first = machine.waiting_since;
         assert!(first.is_some());
-        machine.waiting[1] = at(50_000_000);
+        machine.waiting[1].since = at(50_000_000);
         machine.committed(Seq(2), at(2));
         assert_eq!(machine.waiting_since, Some(at(50_000_000)), "since when the oldest that is left waits");
+        assert_eq!((machine.waiting_points, machine.waiting_bytes), (1, 500));
         machine.committed(Seq(3), at(3));
-        assert_eq!(machine.waiting_since, None);
+        assert_eq!((machine.waiting_since, machine.waiting_points, machine.waiting_bytes), (None, 0, 0));
+        let window = machine.recent.figures(now());
+        assert_eq!((window.good, window.change_largest_bytes), (2, Some(1000)));
+        assert!(window.latency_largest_ms.is_some());
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub struct Hello {
     pub machine: MachineName,
     /// Program and version, for the log.
     pub program: String,
+    /// From the beginning of a cycle to that of the next, in milliseconds; 0 where that is not said. For the status.
+    pub interval_ms: u64,
 }
 
 /// A disk of the machine at the cut.
@@ -243,6 +245,7 @@ impl FromAgent {
                 newest: hello.versions.1,
                 machine: hello.machine.to_string(),
                 program: hello.program,
+                interval_ms: hello.interval_ms,
             }),
             Self::Begin(begin) => AgentKind::Begin(raw_begin(begin)),
             Self::Data(data) => {
@@ -277,6 +280,7 @@ impl FromAgent {
                 versions: (raw.oldest, raw.newest),
                 machine: raw.machine.parse().map_err(wrong)?,
                 program: text("a program's name", raw.program)?,
+                interval_ms: raw.interval_ms,
             }),
             AgentKind::Begin(raw) => Self::Begin(begin_from(raw)?),
             AgentKind::Data(raw) => {

@@ -38,6 +38,9 @@ pub(crate) struct Hello {
     pub(crate) machine: String,
     #[prost(string, tag = "4")]
     pub(crate) program: String,
+    /// 0: not said.
+    #[prost(uint64, tag = "5")]
+    pub(crate) interval_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

@@ -50,7 +50,7 @@ pub(crate) async fn enroll(common: &Common, file: &AgentFile, gateway: &str, tok
     })
 }
 
-/// Ships until the first signal.
+/// Ships until the first signal; the second does not wait for what is being done.
 pub(crate) async fn run(file: &AgentFile, once: bool) -> Result<()> {
     let config = AgentConfig::read(&file.config)?;
     let cancel = Cancel::default();
@@ -59,11 +59,11 @@ pub(crate) async fn run(file: &AgentFile, once: bool) -> Result<()> {
         interrupt::first().await;
         asked.cancel();
     });
-    let outcome = if once {
-        run_once(&config, &identity(&config), &cancel).await
-    } else {
-        run_agent(&config, &identity(&config), &cancel).await
+    let identity = identity(&config);
+    let shipping = async {
+        if once { run_once(&config, &identity, &cancel).await } else { run_agent(&config, &identity, &cancel).await }
     };
+    let outcome = interrupt::or_second(shipping, "what is frozen is thawed without the agent").await;
     signals.abort();
     outcome.map_err(|e| e.context(format!("agent of {}", config.machine)))
 }

@@ -28,9 +28,9 @@ fn beside(file: &GatewayFile) -> Result<(Registry, SiteKey)> {
     Ok((Registry::open(state.agents_path())?, site))
 }
 
-/// Serves until the first signal.
+/// Serves until the first signal. Reads its configuration anew at SIGHUP.
 pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
-    let config = GatewayConfig::read(&file.config)?;
+    let config = GatewayConfig::read_whole(&file.config)?;
     let vault = Vault::open_with_site_key(Store::open(&config.vault)?, site_key(&config)?).await?;
     let state = State::open(&config.state_dir, vault.config().vault_id)?;
     let options = Options {
@@ -50,7 +50,13 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
     let gateway = Arc::new(Gateway::open(vault, state, &options).await?);
     let value = json!({ "listening": address, "metrics": metrics_at, "vault": config.vault });
     output::document(common.json, &value, || format!("Listening at {address} for agents; vault {}.\n", config.vault))?;
-    gateway.run(listener, metrics, &options, Limits::default(), interrupt::first()).await
+    let reloads = interrupt::at_hangup(|| gateway.reload(&config, GatewayConfig::read_whole(&file.config)))?;
+    let served = gateway.clone().run(listener, metrics, &options, Limits::default(), interrupt::first());
+    let served = interrupt::or_second(served, "what is spooled stays, and leases run out");
+    tokio::select! {
+        outcome = served => outcome,
+        () = reloads => Ok(()),
+    }
 }
 
 async fn listen(at: &str, key: &str, file: &GatewayFile) -> Result<(TcpListener, String)> {
@@ -97,12 +103,13 @@ pub(crate) fn resync(common: &Common, file: &GatewayFile, machine: &Machine) -> 
 
 /// Reads a configuration.
 pub(crate) fn check_config(common: &Common, file: &GatewayFile) -> Result<()> {
-    let config = GatewayConfig::read(&file.config)?;
+    let config = GatewayConfig::read_whole(&file.config)?;
     Store::open(&config.vault)?;
     let value = json!({
         "config": file.config, "vault": config.vault, "site_key": config.site_key, "listen": config.listen, "names": config.names,
         "state_dir": config.state_dir, "domain": config.domain, "spool_bytes": config.spool_bytes,
         "rate": config.rules.uploads.usual(), "metrics": config.metrics,
+        "webhooks": config.rules.webhooks.iter().map(|w| w.url.to_string()).collect::<Vec<_>>(),
     });
     output::document(common.json, &value, || format!("{} is right.\n", file.config.display()))
 }

@@ -18,6 +18,10 @@ fn agent_messages() -> Vec<(FromAgent, &'static str)> {
     vec![
         (FromAgent::Hello(hello("db-1")), "0a13080110011a0464622d3122076167656e742031"),
         (
+            FromAgent::Hello(crate::Hello { interval_ms: 30_000, ..hello("db-1") }),
+            "0a17080110011a0464622d3122076167656e74203128b0ea01",
+        ),
+        (
             FromAgent::Begin(begin(4096)),
             concat!(
                 "1283010a10010101010101010101010101010101011210090909090909090909090909090909091880f8b2e5bd682001",

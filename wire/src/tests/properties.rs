@@ -54,9 +54,10 @@ fn begin() -> impl Strategy<Value = Begin> {
 }
 
 fn from_agent() -> impl Strategy<Value = FromAgent> {
-    let hello = (any::<(u32, u32)>(), name(), text()).prop_map(|(versions, machine, program)| {
-        FromAgent::Hello(Hello { versions, machine: machine.parse().unwrap(), program })
-    });
+    let hello =
+        (any::<(u32, u32)>(), name(), text(), any::<u64>()).prop_map(|(versions, machine, program, interval_ms)| {
+            FromAgent::Hello(Hello { versions, machine: machine.parse().unwrap(), program, interval_ms })
+        });
     let data = (0..DISKS_MAX, any::<u64>(), vec(any::<u8>(), 1..5000))
         .prop_map(|(disk, start, bytes)| FromAgent::Data(Data { disk, start, bytes: bytes.into() }));
     let zero = (0..DISKS_MAX, 0..u64::MAX / 2, 1..u64::MAX / 2)

@@ -173,7 +173,7 @@ impl Gateway {
 }
 
 pub(super) fn hello(machine: &str) -> Hello {
-    Hello { versions: (1, 1), machine: machine.parse().unwrap(), program: "agent 1".to_owned() }
+    Hello { versions: (1, 1), machine: machine.parse().unwrap(), program: "agent 1".to_owned(), interval_ms: 0 }
 }
 
 pub(super) fn cycle_id(byte: u8) -> CycleId {
