@@ -1,5 +1,5 @@
 //! The gateway as its operators run it: windows, a configuration that is read anew, its end, and whom it tells. Real processes, as in `gateway.rs`.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 mod support;
 
