@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct AgentMessage {
-    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7, 11")]
     pub(crate) kind: Option<AgentKind>,
 }
 
@@ -24,7 +24,7 @@ pub(crate) enum AgentKind {
     Abort(String),
     #[prost(message, tag = "7")]
     Alive(Alive),
-    #[prost(string, tag = "8")]
+    #[prost(string, tag = "11")]
     Ask(String),
 }
 
@@ -111,7 +111,7 @@ pub(crate) struct Alive {}
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct GatewayMessage {
-    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6, 13")]
     pub(crate) kind: Option<GatewayKind>,
 }
 
@@ -129,7 +129,7 @@ pub(crate) enum GatewayKind {
     Refuse(Refuse),
     #[prost(message, tag = "6")]
     Alive(Alive),
-    #[prost(string, tag = "7")]
+    #[prost(string, tag = "13")]
     Wait(String),
 }
 

@@ -40,7 +40,7 @@ fn agent_messages() -> Vec<(FromAgent, &'static str)> {
         ),
         (FromAgent::Abort("why".to_owned()), "3203776879"),
         (FromAgent::Alive, "3a00"),
-        (FromAgent::Ask("why".to_owned()), "4203776879"),
+        (FromAgent::Ask("why".to_owned()), "5a03776879"),
     ]
 }
 
@@ -59,7 +59,7 @@ fn gateway_messages() -> Vec<(FromGateway, &'static str)> {
         (FromGateway::Resync("why".to_owned()), "2203776879"),
         (FromGateway::Refuse(5, "why".to_owned()), "2a0708051203776879"),
         (FromGateway::Alive, "3200"),
-        (FromGateway::Wait("why".to_owned()), "3a03776879"),
+        (FromGateway::Wait("why".to_owned()), "6a03776879"),
     ]
 }
 
