@@ -31,7 +31,7 @@ const NEXT_GATEWAY_WAIT: Duration = Duration::from_secs(1);
 /// What no later attempt can mend: `NotFound` where the machine is not enrolled, `Usage` for the configuration, `Conflict` where another
 /// agent has the state directory. Everything else is logged, shown in `status.json`, and tried again.
 pub async fn run(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Result<()> {
-    let gateways = Gateways::open(identity, &config.machine)?;
+    let gateways = Gateways::open(identity, &config.machine, config.interval)?;
     let renewing = gateways.clone();
     let agent = Agent::open(config, gateways, cancel)?;
     tokio::select! {
@@ -46,7 +46,7 @@ pub async fn run(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Resu
 /// # Errors
 /// As for [`run`], and whatever keeps the cycle from being spooled.
 pub async fn run_once(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Result<()> {
-    let gateways = Gateways::open(identity, &config.machine)?;
+    let gateways = Gateways::open(identity, &config.machine, config.interval)?;
     let agent = Agent::open(config, gateways.clone(), cancel)?;
     tokio::select! {
         () = gateways.renew_if_due(&config.gateways) => {}
@@ -93,6 +93,7 @@ impl<C: Connect> Agent<C> {
             disks: config.disks.clone(),
             freeze: Freeze::of(config),
             cancel: cancel.clone(),
+            patient: true,
             events: Box::new(record),
         };
         Ok(Self {
@@ -128,6 +129,7 @@ impl<C: Connect> Agent<C> {
 
     /// Ships one cycle.
     pub(crate) async fn run_once(mut self) -> Result<()> {
+        self.shipper.patient = false;
         let shipped = match self.connect().await {
             Ok((mut link, newest)) => self.shipper.ship(&mut link, newest).await.map(|_| ()),
             Err(fault) => Err(fault),
@@ -137,6 +139,7 @@ impl<C: Connect> Agent<C> {
         let error = match fault {
             Fault::Link(error) | Fault::Local(error) | Fault::Refused(error) => error,
             Fault::Resync(reason) => Error::new(ErrorKind::Conflict, reason),
+            Fault::Wait(reason) => Error::new(ErrorKind::Unavailable, reason),
             Fault::Cancelled => Error::new(ErrorKind::Unavailable, "interrupted: the cycle was not completed"),
         };
         self.with_status(|status| status.failed(&error));
@@ -223,6 +226,7 @@ impl<C: Connect> Agent<C> {
             }
             Fault::Local(error) => (error, NEXT_GATEWAY_WAIT),
             Fault::Resync(reason) => (Error::new(ErrorKind::Conflict, reason), NEXT_GATEWAY_WAIT),
+            Fault::Wait(reason) => (Error::new(ErrorKind::Unavailable, reason), NEXT_GATEWAY_WAIT),
             Fault::Refused(error) => {
                 self.first = next;
                 self.refusals += 1;
@@ -245,6 +249,7 @@ fn next_tick(begun: Instant, now: Instant, interval: Duration) -> Instant {
 fn log(event: &Event) {
     match event {
         Event::Cut { cycle, time } => tracing::debug!(%cycle, %time, "cut"),
+        Event::Waits(why) => tracing::warn!(why, "everything must be sent, and waits"),
         Event::Spooled(shipped) => tracing::info!(
             cycle = %shipped.cycle,
             time = %shipped.time,

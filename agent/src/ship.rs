@@ -42,6 +42,8 @@ pub(crate) enum Fault {
     Refused(Error),
     /// The gateway wants everything.
     Resync(String),
+    /// The gateway wants everything, and not yet.
+    Wait(String),
     /// The agent is asked to stop.
     Cancelled,
 }
@@ -51,6 +53,8 @@ pub(crate) enum Fault {
 pub(crate) enum Event {
     /// Everything was held still.
     Cut { cycle: CycleId, time: Timestamp },
+    /// Everything must be sent, and the gateway does not want it yet: why.
+    Waits(String),
     /// The cycle is durable on the gateway.
     Spooled(Shipped),
     /// A cycle is a recovery point.
@@ -126,6 +130,8 @@ pub(crate) struct Shipper {
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) freeze: Freeze,
     pub(crate) cancel: Cancel,
+    /// Whether it waits for as long as the gateway wants, before everything is sent.
+    pub(crate) patient: bool,
     pub(crate) events: Box<dyn FnMut(Event) + Send>,
 }
 
@@ -140,21 +146,54 @@ impl Shipper {
         newest: Option<CycleId>,
     ) -> Result<Shipped, Fault> {
         let plan = self.state.run(move |state| state.plan(newest)).await?;
-        if let Plan::Full { reason } = &plan {
-            tracing::info!(reason, "everything is sent");
-        }
-        let reason = match self.cycle(link, plan).await {
-            Err(Fault::Resync(reason)) => reason,
-            other => return other,
+        let reason = match plan {
+            Plan::Full { reason } => {
+                tracing::info!(reason, "everything must be sent");
+                self.deliver(link, FromAgent::Ask(shortened(reason))).await?;
+                self.until_wanted(link).await?
+            }
+            changes @ Plan::Incremental { .. } => match self.cycle(link, changes).await {
+                Err(Fault::Resync(reason)) => reason,
+                Err(Fault::Wait(why)) => {
+                    self.waits(why)?;
+                    self.until_wanted(link).await?
+                }
+                other => return other,
+            },
         };
-        tracing::warn!(reason, "the gateway asks for everything");
+        tracing::warn!(reason, "the gateway takes everything");
         match self.cycle(link, Plan::Full { reason }).await {
-            Err(Fault::Resync(reason)) => {
+            Err(Fault::Resync(reason) | Fault::Wait(reason)) => {
                 let why = format!("the gateway does not take everything either: {reason}");
                 Err(Fault::Refused(Error::new(ErrorKind::Conflict, why)))
             }
             other => other,
         }
+    }
+
+    /// Waits until the gateway wants everything: nothing is frozen or read before. Says why it is wanted.
+    async fn until_wanted<R: Receive>(&mut self, link: &mut Link<R>) -> Result<String, Fault> {
+        loop {
+            let incoming = tokio::select! {
+                incoming = link.from.next() => incoming,
+                () = self.cancel.cancelled() => return Err(Fault::Cancelled),
+            };
+            match self.hear(incoming, None).await {
+                Err(Fault::Resync(reason)) => return Ok(reason),
+                Err(Fault::Wait(why)) => self.waits(why)?,
+                other => {
+                    other?;
+                }
+            }
+        }
+    }
+
+    fn waits(&mut self, why: String) -> Result<(), Fault> {
+        if !self.patient {
+            return Err(Fault::Refused(Error::new(ErrorKind::Unavailable, why)));
+        }
+        (self.events)(Event::Waits(why));
+        Ok(())
     }
 
     async fn cycle<R: Receive>(&mut self, link: &mut Link<R>, plan: Plan) -> Result<Shipped, Fault> {
@@ -269,6 +308,7 @@ impl Shipper {
                 Ok(spooled)
             }
             FromGateway::Resync(reason) => Err(Fault::Resync(reason)),
+            FromGateway::Wait(why) => Err(Fault::Wait(why)),
             FromGateway::Refuse(code, reason) => Err(Fault::Refused(Error::new(kind_of_code(code), reason))),
             FromGateway::Alive => Ok(false),
             FromGateway::Welcome(_) => Err(Fault::Link(Error::corrupt("the gateway says welcome twice"))),
@@ -283,17 +323,22 @@ impl Shipper {
     }
 }
 
+/// As much of a text as a message may hold.
+fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+    text
+}
+
 /// Tells the gateway that the cycle it has begun to take will not be completed. Where it cannot be told, the link is of no use.
 async fn abort<R>(link: &Link<R>, begun: bool, fault: Fault) -> Fault {
-    let mut why = match &fault {
+    let why = match &fault {
         Fault::Link(_) | Fault::Refused(_) => return fault,
         _ if !begun => return fault,
         Fault::Local(error) => error.to_string(),
-        Fault::Resync(_) => "everything will be sent".to_owned(),
+        Fault::Resync(_) | Fault::Wait(_) => "everything will be sent".to_owned(),
         Fault::Cancelled => "the agent stops".to_owned(),
     };
-    why.truncate(why.floor_char_boundary(TEXT_BYTES_MAX));
-    match (timeout(ABORT_WAIT, link.to.send(FromAgent::Abort(why))).await, fault) {
+    match (timeout(ABORT_WAIT, link.to.send(FromAgent::Abort(shortened(why)))).await, fault) {
         (Ok(Ok(())), fault) | (_, fault @ (Fault::Cancelled | Fault::Local(_))) => fault,
         _ => ended(),
     }

@@ -69,6 +69,9 @@ pub struct Status {
     pub elapsed_ms: u64,
     /// Whether it sent everything.
     pub full: bool,
+    /// Why everything must be sent and is not yet; none when it is, or need not be.
+    #[serde(default)]
+    pub waits: Option<String>,
     /// What went wrong, until a cycle is spooled again.
     pub error: Option<ErrorStatus>,
 }
@@ -86,6 +89,7 @@ impl Status {
             read_bytes: 0,
             elapsed_ms: 0,
             full: false,
+            waits: None,
             error: None,
         }
     }
@@ -108,7 +112,11 @@ impl Status {
 
     fn event(&mut self, event: &Event) {
         match *event {
-            Event::Cut { cycle, time } => self.last_cut = Some(CutStatus { cycle, time }),
+            Event::Cut { cycle, time } => {
+                self.last_cut = Some(CutStatus { cycle, time });
+                self.waits = None;
+            }
+            Event::Waits(ref why) => self.waits = Some(why.clone()),
             Event::Spooled(shipped) => {
                 self.last_spooled = Some(CutStatus { cycle: shipped.cycle, time: shipped.time });
                 (self.sent_bytes, self.read_bytes) = (shipped.sent_bytes, shipped.read_bytes);
@@ -157,6 +165,8 @@ impl StatusFile {
     /// The link was opened, or has ended.
     pub(crate) fn connected(&mut self, gateway: Option<&str>) {
         self.status.gateway = gateway.map(str::to_owned);
+        // Asked anew on each link.
+        self.status.waits = None;
         self.write();
     }
 

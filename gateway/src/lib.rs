@@ -16,6 +16,8 @@ mod cancel;
 mod coalesce;
 mod config;
 mod cut;
+mod figures;
+mod flow;
 mod image;
 mod intake;
 mod ledger;
@@ -30,9 +32,13 @@ mod point;
 mod rate;
 mod region;
 mod registry;
+mod reload;
 mod renewal;
 mod replicate;
+mod resync;
 mod revoked;
+mod rules;
+mod schedule;
 mod seal;
 mod service;
 mod source;
@@ -43,6 +49,7 @@ mod tail;
 mod tasks;
 mod upload;
 mod waiting;
+mod webhook;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -53,13 +60,18 @@ use landfall_vault::{DedupIndex, Vault};
 
 pub use cancel::Cancel;
 pub use config::GatewayConfig;
+pub use figures::Figures;
 pub use image::DiskSpec;
 pub use registry::Registry;
+pub use reload::{Configuration, Refusal};
 pub use replicate::{DiskOutcome, Outcome, Request, replicate};
 pub use revoked::share_revocations;
+pub use rules::{BytesPerSecond, Rules};
+pub use schedule::{Schedule, WeekMinute, Window, Zone};
 pub use service::{Background, Gateway, Options};
 pub use state::{Lock, State};
-pub use status::{Health, MachineStatus, Status};
+pub use status::{Health, MachineStatus, Receiving, Status};
+pub use webhook::{Webhook, WebhookUrl};
 
 /// What all stages of a cycle share.
 struct Session {

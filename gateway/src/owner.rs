@@ -20,6 +20,7 @@ use tokio::sync::mpsc::channel;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::time::Instant;
 
+use crate::flow::Flows;
 use crate::listing::Listing;
 use crate::newest::{Newest, know_inline_chunks, refuse_rollback, remember};
 use crate::pipeline::{self, TASKS_AHEAD, Workers};
@@ -53,7 +54,9 @@ pub(crate) struct Shared {
     pub(crate) spool: Arc<Spool>,
     pub(crate) index: Arc<RwLock<DedupIndex>>,
     pub(crate) workers: Arc<Workers>,
-    pub(crate) rate: Rate,
+    pub(crate) rate: Arc<Rate>,
+    /// What flows in, by machine.
+    pub(crate) flows: Flows,
     pub(crate) epoch: Mutex<Option<(Arc<Epoch>, Instant)>>,
     /// Cycles of more than one batch at a time: each has segments of 32 MiB open, the others of an agent wait unread.
     pub(crate) large: Arc<Semaphore>,
@@ -264,7 +267,8 @@ impl Owner {
         let cycle = begin.cycle;
         let mut check = CycleCheck::new(begin);
         let (task_tx, task_rx) = channel::<Task>(TASKS_AHEAD);
-        let feed = intake::feed(from, &mut check, &self.newest, &disks, task_tx, &self.shared.large);
+        let flow = self.shared.flows.of(&self.name);
+        let feed = intake::feed(from, &mut check, &self.newest, &disks, task_tx, (&self.shared.large, &flow));
         let captured = pipeline::run(&session, &uploader, disks.len(), &Cancel::default(), task_rx, feed).await?;
         let made = point::make(&session, &uploader, captured, position, cut, &machine).await?;
 
@@ -477,7 +481,7 @@ impl Committer {
 
     async fn afterwards(&self, view: &MapView) -> Result<()> {
         let session = self.shared.session(&self.machine);
-        let uploader = Uploader::to_store(self.shared.epoch()?);
+        let uploader = Uploader::to_store(self.shared.epoch()?).keeping_to(self.shared.rate.clone());
         point::afterwards(&session, &uploader, view).await
     }
 

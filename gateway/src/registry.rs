@@ -3,7 +3,7 @@
 //! ```text
 //! <agents>/tokens/<hash of the secret>     machine and end of validity; deleted when it is used
 //! <agents>/revoked/<machine>-<until>       what the machine enrolled until then (milliseconds since 1970, 16 hex) is refused
-//! <agents>/resync/<machine>                its next cycle is to be compared in full
+//! <agents>/resync/<machine>                to be compared in full, until it was
 //! ```
 //! Files, so that `gateway token` and `gateway revoke` work beside a running gateway. No secret is in them. The vault has the revocations
 //! too, for all gateways ([`crate::revoked`]).
@@ -163,9 +163,17 @@ impl Registry {
         replace(&self.folder.join("resync").join(machine.as_str()), b"")
     }
 
-    /// Whether a full comparison was asked for; it is not asked for any more then.
-    pub(crate) fn take_resync(&self, machine: &MachineName) -> bool {
-        fs::remove_file(self.folder.join("resync").join(machine.as_str())).is_ok()
+    /// Whether a full comparison is asked for.
+    pub(crate) fn asks_resync(&self, machine: &MachineName) -> bool {
+        self.folder.join("resync").join(machine.as_str()).exists()
+    }
+
+    /// The full comparison that was asked for is done. Where that cannot be remembered there is another one.
+    pub(crate) fn resync_done(&self, machine: &MachineName) {
+        let path = self.folder.join("resync").join(machine.as_str());
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(%error, path = %path.display(), "the machine will be compared in full again");
+        }
     }
 
     /// Reads anew which certificates are revoked.

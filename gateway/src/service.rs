@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
-use landfall_vault::{DedupIndex, Heartbeat, Vault, crash_point, layout, segment};
+use landfall_vault::{DedupIndex, Heartbeat, Vault, crash_point, layout, now, segment};
 use landfall_wire::pki::Authority;
 use landfall_wire::server::{Limits, Service, alive_while};
 use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_version};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::config::GatewayConfig;
+use crate::flow::Flows;
 use crate::listing::Listing;
 use crate::owner::{Event, LARGE_CYCLES, Owner, Refused, Shared};
 use crate::pipeline::Workers;
@@ -20,12 +22,15 @@ use crate::rate::Rate;
 use crate::registry::Registry;
 use crate::renewal::Renewal;
 use crate::replicate::probe;
+use crate::resync::Resync;
 use crate::revoked::share_revocations;
+use crate::rules::Rules;
 use crate::spool::Spool;
 use crate::state::{Lock, State};
 use crate::status::{Board, MachineStatus};
 use crate::tasks::Tasks;
 use crate::upload::put_object;
+use crate::webhook::Notifier;
 
 /// Objects on their way to the store at once.
 const UPLOADS_IN_FLIGHT: usize = 4;
@@ -43,6 +48,8 @@ const UPLOAD_RETRY: [Duration; 6] = [
 const LINK_WAIT_MAX: Duration = Duration::from_secs(45);
 /// A machine without a link is given back after so long, so that its agent may go to another gateway.
 const RELEASE_AFTER: Duration = Duration::from_secs(5);
+/// When the gateway stops, its machines are given back for so long; then it ends. Another gateway waits for the leases that are left to run out.
+const GIVE_BACK_MAX: Duration = Duration::from_secs(5);
 /// How often a machine is tried to be taken of which something is spooled.
 const TAKE_UP_RETRY: Duration = Duration::from_secs(30);
 /// How often the files of the registry are looked at.
@@ -61,8 +68,8 @@ pub struct Options {
     pub domain: DomainName,
     /// Most bytes of objects in the spool.
     pub spool_bytes: u64,
-    /// Most bytes uploaded in a second.
-    pub rate: Option<u64>,
+    /// What may change while it runs.
+    pub rules: Rules,
     /// Host names and addresses in its certificate.
     pub names: Vec<String>,
 }
@@ -87,6 +94,7 @@ pub struct Gateway {
     slots: Mutex<HashMap<MachineName, Arc<Slot>>>,
     board: Arc<Board>,
     _renewal: Renewal,
+    rules: watch::Sender<Arc<Rules>>,
     _lock: Lock,
 }
 
@@ -106,6 +114,7 @@ impl Gateway {
         share(&vault, &registry).await;
         let authority = Arc::new(Authority::from_seed(vault.site().agent_authority_seed().as_bytes())?);
         let board = Arc::new(Board::new(state.status_path(), options.spool_bytes));
+        let rules = watch::Sender::new(Arc::new(options.rules.clone()));
         let shared = Arc::new(Shared {
             vault,
             state,
@@ -113,7 +122,8 @@ impl Gateway {
             spool,
             index,
             workers: Arc::new(Workers::new()),
-            rate: Rate::new(options.rate),
+            rate: Arc::new(Rate::new(options.rules.upload_rate(now()))),
+            flows: Flows::new(rules.subscribe()),
             epoch: Mutex::default(),
             large: Arc::new(tokio::sync::Semaphore::new(LARGE_CYCLES)),
             heads: Mutex::default(),
@@ -121,7 +131,7 @@ impl Gateway {
             listing: Listing::default(),
             tasks: Tasks::default(),
         });
-        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, _renewal: renewal, _lock: lock })
+        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, rules, _renewal: renewal, _lock: lock })
     }
 
     /// Serves agents at `listener`, and metrics where they are wanted, until `stop` is ready; then links end, and what is spooled stays for the
@@ -152,10 +162,10 @@ impl Gateway {
 
     /// Begins what a gateway does beside its links: uploads, the look at what other commands wrote, revocations of other gateways, and commits of
     /// what an earlier run spooled. [`Self::run`] does so itself; whoever brings links in another way (each a [`Service::ship`]) begins here.
-    pub fn start(&self) -> Background {
+    pub fn start(self: &Arc<Self>) -> Background {
         let (ending, ended) = watch::channel(false);
         let uploads = upload(self.shared.clone(), self.board.clone(), ended.clone());
-        let looks = look(self.registry.clone(), self.board.clone(), self.shared.clone(), ended.clone());
+        let looks = self.clone().look(ended.clone());
         let shares = share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended);
         self.take_up_spooled();
         let tasks = [tokio::spawn(uploads), tokio::spawn(looks), tokio::spawn(shares)];
@@ -165,7 +175,11 @@ impl Gateway {
     /// Gives all machines back and ends what [`Self::start`] began. Links must have ended.
     pub async fn stop(&self, background: Background) {
         background.ending.send_replace(true);
-        self.give_back().await;
+        if tokio::time::timeout(GIVE_BACK_MAX, self.give_back()).await.is_err() {
+            tracing::warn!(
+                "the store does not answer: the machines are not given back, and other gateways wait for the heartbeat to run out"
+            );
+        }
         for mut task in background.tasks {
             let _ = (&mut task.0).await;
         }
@@ -182,6 +196,16 @@ impl Gateway {
         let heartbeat = &self.shared.heartbeat;
         if let Err(error) = heartbeat.renew().await {
             tracing::warn!(%error, "the machines were not given back: another gateway waits for them");
+        }
+    }
+
+    /// Has a configuration that was read anew, as far as it can change while the gateway runs: it was started with `running`. What became of it
+    /// stands in the status and in the log.
+    pub fn reload(&self, running: &GatewayConfig, read: Result<GatewayConfig>) {
+        let taken = self.board.configuration(|configuration| configuration.again(running, read));
+        if let Some(newer) = taken {
+            self.rules.send_replace(Arc::new(newer.rules));
+            self.keep_to_rules();
         }
     }
 
@@ -233,28 +257,46 @@ impl Gateway {
     ) -> Result<()> {
         let told = AbortOnDrop(tokio::spawn(tell(owner.events(), to.clone())));
         let mut skipping = false;
-        while let Some(message) = from.next().await? {
+        let mut resync = Resync::new(self.rules.subscribe(), &self.registry, machine);
+        loop {
+            let message = tokio::select! {
+                message = from.next() => message?,
+                () = resync.until_changed(), if resync.waits() => {
+                    self.want_all(&mut resync, true, "it waited for this", to, machine).await?;
+                    continue;
+                }
+            };
             match message {
-                FromAgent::Begin(begin) => {
+                None => break,
+                Some(FromAgent::Ask(why)) => {
+                    self.want_all(&mut resync, owner.newest_time().is_some(), &why, to, machine).await?;
+                }
+                Some(FromAgent::Begin(begin)) => {
                     skipping = false;
-                    let time = begin.time;
-                    let asked = begin.parent.is_some() && self.registry.take_resync(machine);
-                    let taken = if asked {
+                    let (time, full, has_points) = (begin.time, begin.parent.is_none(), owner.newest_time().is_some());
+                    resync.begins();
+                    let in_flight = self.shared.flows.of(machine).begins(&begin);
+                    let taken = if full && let Some(why) = resync.must_wait(has_points) {
+                        Err(Refused::Error(Error::new(ErrorKind::Unavailable, why)))
+                    } else if !full && resync.is_asked() {
                         // What the vault has lost is to be known to be gone.
                         self.shared.listing.expire();
                         Err(Refused::Resync("an operator asked for a full comparison".to_owned()))
                     } else {
+                        self.board.change(machine, |m| m.resyncs += u64::from(full && has_points));
                         owner.cycle(begin, from).await
                     };
                     match taken {
                         Ok(taken) => {
-                            self.board.change(machine, |m| m.spooled(time, taken.joined));
+                            if full {
+                                resync.done();
+                            }
+                            let (began, bytes) = in_flight.so_far();
+                            self.board.change(machine, |m| m.spooled(time, began, bytes, taken.joined));
                             say(to, FromGateway::Spooled(taken.cycle)).await?;
                         }
                         Err(Refused::Resync(why)) => {
-                            tracing::info!(%machine, why, "resync");
-                            self.board.change(machine, |m| m.resyncs += 1);
-                            say(to, FromGateway::Resync(why)).await?;
+                            self.want_all(&mut resync, has_points, &why, to, machine).await?;
                             skipping = true;
                         }
                         Err(Refused::Error(error)) => {
@@ -263,14 +305,30 @@ impl Gateway {
                         }
                     }
                 }
-                FromAgent::Alive => say(to, FromGateway::Alive).await?,
+                Some(FromAgent::Alive) => say(to, FromGateway::Alive).await?,
                 // What was on its way when a cycle was refused.
-                _ if skipping => {}
-                _ => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
+                Some(_) if skipping => {}
+                Some(_) => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
             }
         }
         drop(told);
         Ok(())
+    }
+
+    /// Tells an agent to send everything, or to wait until it may.
+    async fn want_all(
+        &self,
+        resync: &mut Resync<'_>,
+        has_points: bool,
+        why: &str,
+        to: &mpsc::Sender<FromGateway>,
+        machine: &MachineName,
+    ) -> Result<()> {
+        let waits = resync.must_wait(has_points);
+        tracing::info!(%machine, why, waits, "resync");
+        self.board.change(machine, |m| m.waits = waits.clone());
+        let answer = waits.map_or_else(|| FromGateway::Resync(why.to_owned()), FromGateway::Wait);
+        say(to, answer).await
     }
 }
 
@@ -365,7 +423,7 @@ impl Service for Gateway {
             None => alive_while(&to, open(self.shared.clone(), self.board.clone(), &machine)).await?,
         };
         let opened = owner.insert(opened);
-        self.board.change(&machine, MachineStatus::linked);
+        self.board.change(&machine, |m| m.linked(hello.interval_ms));
         say(&to, FromGateway::Welcome(Welcome { version, newest: opened.newest_cycle() })).await?;
         let outcome = self.link(opened, &mut from, &to, &machine).await;
         self.board.change(&machine, MachineStatus::unlinked);
@@ -395,6 +453,51 @@ impl Service for Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.shared.tasks.end();
+    }
+}
+
+impl Gateway {
+    /// Looks each second at what other commands wrote beside a running gateway and at the clock, and writes the status.
+    async fn look(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
+        let mut notifier = None;
+        loop {
+            if let Err(error) = self.registry.look() {
+                tracing::warn!(%error, "revocations cannot be read");
+            }
+            self.keep_to_rules();
+            let spooled = self.shared.spool.bytes();
+            self.shared.workers.level.look(spooled, self.shared.workers.is_free());
+            if let Err(error) = self.board.write(spooled) {
+                tracing::warn!(%error, "the status cannot be written");
+            }
+            self.notify(&mut notifier);
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                _ = ended.wait_for(|e| *e) => return,
+            }
+        }
+    }
+
+    /// Tells the webhooks, where there are any, what has changed.
+    fn notify(&self, notifier: &mut Option<Notifier>) {
+        let webhooks = self.rules.borrow().webhooks.clone();
+        if notifier.is_none() && !webhooks.is_empty() {
+            let made = self.shared.state.gateway_id().and_then(Notifier::new);
+            *notifier = made.inspect_err(|error| tracing::error!(%error, "nobody is told when health changes")).ok();
+        }
+        if let Some(notifier) = notifier {
+            notifier.keep_to(&webhooks);
+            notifier.look(&self.board.now(self.shared.spool.bytes()), now());
+        }
+    }
+
+    /// Rates as the rules want them now.
+    fn keep_to_rules(&self) {
+        let (rules, at) = (self.rules.borrow().clone(), now());
+        self.shared.rate.set(rules.upload_rate(at));
+        self.shared.flows.keep_to(&rules, at);
+        let flow = |machine: &MachineName| (rules.machine_rate(machine, at), self.shared.flows.of(machine).receiving());
+        self.board.flows(rules.upload_rate(at), flow);
     }
 }
 
@@ -456,24 +559,6 @@ async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
     crash_point("spool.object-stored");
     shared.spool.stored(name).await?;
     Ok(size)
-}
-
-/// Looks at what other commands wrote beside a running gateway, and writes the status.
-async fn look(registry: Arc<Registry>, board: Arc<Board>, shared: Arc<Shared>, mut ended: watch::Receiver<bool>) {
-    loop {
-        let spooled = shared.spool.bytes();
-        shared.workers.level.look(spooled, shared.workers.is_free());
-        if let Err(error) = registry.look() {
-            tracing::warn!(%error, "revocations cannot be read");
-        }
-        if let Err(error) = board.write(spooled) {
-            tracing::warn!(%error, "the status cannot be written");
-        }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-            _ = ended.wait_for(|e| *e) => return,
-        }
-    }
 }
 
 async fn share(vault: &Vault, registry: &Registry) {

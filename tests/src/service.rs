@@ -127,6 +127,15 @@ impl<'a> GatewayHost<'a> {
         self.running.as_ref().expect("it is running")
     }
 
+    /// Changes its configuration, and has it read anew where it runs.
+    pub fn reconfigure(&self, change: impl FnOnce(String) -> String) {
+        let text = fs::read_to_string(&self.config).expect("own file");
+        fs::write(&self.config, change(text)).expect("own folder");
+        if let Some(running) = &self.running {
+            running.hang_up();
+        }
+    }
+
     /// Ends it in order.
     ///
     /// # Panics
@@ -147,6 +156,21 @@ impl<'a> GatewayHost<'a> {
     pub fn token(&self, machine: &str) -> String {
         let made = self.command(&["gateway", "token", "--machine", machine]).json();
         made["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// Why it did not take its configuration, once it did not. The command `status` reads that configuration too, and says the same.
+    #[track_caller]
+    pub fn refusal(&self) -> String {
+        for _ in 0..200 {
+            let folders = fs::read_dir(self.folder().join("state")).into_iter().flatten().flatten();
+            let texts = folders.filter_map(|folder| fs::read_to_string(folder.path().join("status.json")).ok());
+            let mut read = texts.filter_map(|text| serde_json::from_str::<Value>(&text).ok());
+            if let Some(why) = read.find_map(|s| s["configuration"]["refused"]["why"].as_str().map(str::to_owned)) {
+                return why;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the gateway took its configuration");
     }
 
     /// How it is, once that is so: it is written every second.

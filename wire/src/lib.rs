@@ -4,6 +4,8 @@
 //!  agent                              gateway
 //!    Hello(versions, machine)  --->
 //!                              <---   (Alive ...) Welcome(version, newest cycle) | Refuse
+//!    Ask(why)                  --->   only where everything must be sent
+//!                              <---   Wait(why) ... Resync(reason)
 //!    Begin(cycle, parent)      --->
 //!    Data, Zero ...            --->
 //!    End(cycle, digest)        --->

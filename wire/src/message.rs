@@ -18,6 +18,8 @@ pub struct Hello {
     pub machine: MachineName,
     /// Program and version, for the log.
     pub program: String,
+    /// From the beginning of a cycle to that of the next, in milliseconds; 0 where that is not said. For the status.
+    pub interval_ms: u64,
 }
 
 /// A disk of the machine at the cut.
@@ -94,6 +96,9 @@ pub enum FromAgent {
     Abort(String),
     /// Nothing to send, and alive.
     Alive,
+    /// Every disk must be sent whole: may it be now? Why it must. The answer is [`FromGateway::Resync`], at once or after
+    /// [`FromGateway::Wait`].
+    Ask(String),
 }
 
 /// The answer to [`Hello`].
@@ -114,12 +119,14 @@ pub enum FromGateway {
     Spooled(CycleId),
     /// The cycle is a recovery point.
     Committed(CycleId, Timeline, Seq),
-    /// The cycle cannot be taken as it is: begin one without a parent. Why.
+    /// The cycle cannot be taken as it is: begin one without a parent. Why. Also the answer to [`FromAgent::Ask`].
     Resync(String),
     /// No, and trying again as it is does not help: the exit code that the reason stands for, and the reason.
     Refuse(u8, String),
     /// Nothing to say, and alive. Before [`Welcome`] too, while the gateway looks into the vault.
     Alive,
+    /// Not everything now, and nothing else either: why. [`Self::Resync`] follows on this link when it may be sent.
+    Wait(String),
 }
 
 fn wrong(why: impl std::fmt::Display) -> Error {
@@ -238,6 +245,7 @@ impl FromAgent {
                 newest: hello.versions.1,
                 machine: hello.machine.to_string(),
                 program: hello.program,
+                interval_ms: hello.interval_ms,
             }),
             Self::Begin(begin) => AgentKind::Begin(raw_begin(begin)),
             Self::Data(data) => {
@@ -252,6 +260,7 @@ impl FromAgent {
             }),
             Self::Abort(why) => AgentKind::Abort(why),
             Self::Alive => AgentKind::Alive(raw::Alive {}),
+            Self::Ask(why) => AgentKind::Ask(why),
         };
         AgentMessage { kind: Some(kind) }
     }
@@ -271,6 +280,7 @@ impl FromAgent {
                 versions: (raw.oldest, raw.newest),
                 machine: raw.machine.parse().map_err(wrong)?,
                 program: text("a program's name", raw.program)?,
+                interval_ms: raw.interval_ms,
             }),
             AgentKind::Begin(raw) => Self::Begin(begin_from(raw)?),
             AgentKind::Data(raw) => {
@@ -292,6 +302,7 @@ impl FromAgent {
             }
             AgentKind::Abort(why) => Self::Abort(text("a reason", why)?),
             AgentKind::Alive(_) => Self::Alive,
+            AgentKind::Ask(why) => Self::Ask(text("a reason", why)?),
         })
     }
 }
@@ -316,6 +327,7 @@ impl FromGateway {
             Self::Resync(why) => GatewayKind::Resync(why),
             Self::Refuse(code, reason) => GatewayKind::Refuse(raw::Refuse { code: u32::from(code), reason }),
             Self::Alive => GatewayKind::Alive(raw::Alive {}),
+            Self::Wait(why) => GatewayKind::Wait(why),
         };
         GatewayMessage { kind: Some(kind) }
     }
@@ -341,6 +353,7 @@ impl FromGateway {
                 Self::Refuse(code, text("a reason", raw.reason)?)
             }
             GatewayKind::Alive(_) => Self::Alive,
+            GatewayKind::Wait(why) => Self::Wait(text("a reason", why)?),
         })
     }
 }

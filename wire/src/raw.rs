@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct AgentMessage {
-    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7, 11")]
     pub(crate) kind: Option<AgentKind>,
 }
 
@@ -24,6 +24,8 @@ pub(crate) enum AgentKind {
     Abort(String),
     #[prost(message, tag = "7")]
     Alive(Alive),
+    #[prost(string, tag = "11")]
+    Ask(String),
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -36,6 +38,9 @@ pub(crate) struct Hello {
     pub(crate) machine: String,
     #[prost(string, tag = "4")]
     pub(crate) program: String,
+    /// 0: not said.
+    #[prost(uint64, tag = "5")]
+    pub(crate) interval_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -106,7 +111,7 @@ pub(crate) struct Alive {}
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct GatewayMessage {
-    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6, 13")]
     pub(crate) kind: Option<GatewayKind>,
 }
 
@@ -124,6 +129,8 @@ pub(crate) enum GatewayKind {
     Refuse(Refuse),
     #[prost(message, tag = "6")]
     Alive(Alive),
+    #[prost(string, tag = "13")]
+    Wait(String),
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

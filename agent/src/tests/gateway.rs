@@ -126,6 +126,10 @@ impl FakeGateway {
         let mut taking: Option<Taking> = None;
         let mut number = 0;
         while let Some(message) = from.recv().await {
+            if let FromAgent::Ask(why) = message {
+                let _ = to.send(FromGateway::Resync(why)).await;
+                continue;
+            }
             number += 1;
             match trouble {
                 Trouble::CutAt(at) if at == number => return,
@@ -186,7 +190,7 @@ impl FakeGateway {
                     taking = None;
                     self.inner().aborted += 1;
                 }
-                FromAgent::Hello(_) | FromAgent::Alive => {}
+                FromAgent::Hello(_) | FromAgent::Alive | FromAgent::Ask(_) => {}
             }
         }
     }

@@ -133,7 +133,7 @@ impl Machine {
         }
     }
 
-    fn shipper(&mut self) -> &mut Shipper {
+    pub(super) fn shipper(&mut self) -> &mut Shipper {
         if self.shipper.is_none() {
             let events = self.events.clone();
             self.shipper = Some(Shipper {
@@ -142,6 +142,7 @@ impl Machine {
                 disks: self.disks.clone(),
                 freeze: Freeze::of(&self.config()),
                 cancel: Cancel::default(),
+                patient: true,
                 events: Box::new(move |event| events.lock().expect("events").push(event)),
             });
         }

@@ -31,16 +31,16 @@ fn beside(file: &GatewayFile) -> Result<(Registry, SiteKey)> {
     Ok((Registry::open(state.agents_path())?, site))
 }
 
-/// Serves until the first signal.
+/// Serves until the first signal. Reads its configuration anew at SIGHUP.
 pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
-    let config = GatewayConfig::read(&file.config)?;
+    let config = GatewayConfig::read_whole(&file.config)?;
     let store = Store::open_with(&config.vault, &config.store)?;
     let vault = Vault::open_with_site_key(store, site_key(&config)?).await?;
     let state = State::open(&config.state_dir, vault.config().vault_id)?;
     let options = Options {
         domain: config.domain.clone(),
         spool_bytes: config.spool_bytes,
-        rate: config.rate,
+        rules: config.rules.clone(),
         names: config.names.clone(),
     };
     let (listener, address) = listen(&config.listen, "listen", file).await?;
@@ -54,7 +54,13 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
     let gateway = Arc::new(Gateway::open(vault, state, &options).await?);
     let value = json!({ "listening": address, "metrics": metrics_at, "vault": config.vault });
     output::document(common.json, &value, || format!("Listening at {address} for agents; vault {}.\n", config.vault))?;
-    gateway.run(listener, metrics, &options, Limits::default(), interrupt::first()).await
+    let reloads = interrupt::at_hangup(|| gateway.reload(&config, GatewayConfig::read_whole(&file.config)))?;
+    let served = gateway.clone().run(listener, metrics, &options, Limits::default(), interrupt::first());
+    let served = interrupt::or_second(served, "what is spooled stays, and leases run out");
+    tokio::select! {
+        outcome = served => outcome,
+        () = reloads => Ok(()),
+    }
 }
 
 async fn listen(at: &str, key: &str, file: &GatewayFile) -> Result<(TcpListener, String)> {
@@ -123,13 +129,14 @@ pub(crate) fn resync(common: &Common, file: &GatewayFile, machine: &Machine) -> 
 
 /// Reads a configuration.
 pub(crate) fn check_config(common: &Common, file: &GatewayFile) -> Result<()> {
-    let config = GatewayConfig::read(&file.config)?;
+    let config = GatewayConfig::read_whole(&file.config)?;
     Store::open_with(&config.vault, &config.store)?;
     let value = json!({
         "config": file.config, "vault": config.vault, "site_key": config.site_key, "listen": config.listen, "names": config.names,
         "state_dir": config.state_dir, "domain": config.domain, "spool_bytes": config.spool_bytes,
-        "rate": config.rate, "metrics": config.metrics,
+        "rate": config.rules.uploads.usual(), "metrics": config.metrics,
         "proxy": config.store.proxy, "no_proxy": config.store.no_proxy, "ca_files": config.store.ca_files,
+        "webhooks": config.rules.webhooks.iter().map(|w| w.url.to_string()).collect::<Vec<_>>(),
     });
     output::document(common.json, &value, || format!("{} is right.\n", file.config.display()))
 }

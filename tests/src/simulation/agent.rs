@@ -276,11 +276,18 @@ impl Agent {
             versions: (*VERSIONS.start(), *VERSIONS.end()),
             machine: self.name.clone(),
             program: "simulated".to_owned(),
+            interval_ms: 0,
         };
         if link.to.send(FromAgent::Hello(hello)).await.is_err() {
             return false;
         }
-        let Ok(Some(Ok(FromGateway::Welcome(welcome)))) = timeout(ANSWER, link.from.recv()).await else { return false };
+        let welcome = loop {
+            match timeout(ANSWER, link.from.recv()).await {
+                Ok(Some(Ok(FromGateway::Welcome(welcome)))) => break welcome,
+                Ok(Some(Ok(FromGateway::Alive))) => {}
+                _ => return false,
+            }
+        };
         let mut newest = welcome.newest;
         let mut shipped = false;
         loop {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use landfall_gateway::{Background, Gateway, Options, State, Status};
+use landfall_gateway::{Background, Gateway, Options, Rules, State, Status};
 use landfall_keys::SiteKey;
 use landfall_model::{MachineName, Result};
 use landfall_vault::{Store, Vault};
@@ -102,7 +102,7 @@ impl Host {
         state.set_probed(URL)?;
         let vault = Vault::open_with_site_key(store, site).await?;
         let domain = "default".parse().expect("a name");
-        let options = Options { domain, spool_bytes: self.spool_bytes, rate: None, names: Vec::new() };
+        let options = Options { domain, spool_bytes: self.spool_bytes, rules: Rules::default(), names: Vec::new() };
         Gateway::open(vault, state, &options).await
     }
 

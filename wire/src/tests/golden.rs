@@ -18,6 +18,10 @@ fn agent_messages() -> Vec<(FromAgent, &'static str)> {
     vec![
         (FromAgent::Hello(hello("db-1")), "0a13080110011a0464622d3122076167656e742031"),
         (
+            FromAgent::Hello(crate::Hello { interval_ms: 30_000, ..hello("db-1") }),
+            "0a17080110011a0464622d3122076167656e74203128b0ea01",
+        ),
+        (
             FromAgent::Begin(begin(4096)),
             concat!(
                 "1283010a10010101010101010101010101010101011210090909090909090909090909090909091880f8b2e5bd682001",
@@ -36,6 +40,7 @@ fn agent_messages() -> Vec<(FromAgent, &'static str)> {
         ),
         (FromAgent::Abort("why".to_owned()), "3203776879"),
         (FromAgent::Alive, "3a00"),
+        (FromAgent::Ask("why".to_owned()), "5a03776879"),
     ]
 }
 
@@ -54,6 +59,7 @@ fn gateway_messages() -> Vec<(FromGateway, &'static str)> {
         (FromGateway::Resync("why".to_owned()), "2203776879"),
         (FromGateway::Refuse(5, "why".to_owned()), "2a0708051203776879"),
         (FromGateway::Alive, "3200"),
+        (FromGateway::Wait("why".to_owned()), "6a03776879"),
     ]
 }
 

@@ -54,9 +54,10 @@ fn begin() -> impl Strategy<Value = Begin> {
 }
 
 fn from_agent() -> impl Strategy<Value = FromAgent> {
-    let hello = (any::<(u32, u32)>(), name(), text()).prop_map(|(versions, machine, program)| {
-        FromAgent::Hello(Hello { versions, machine: machine.parse().unwrap(), program })
-    });
+    let hello =
+        (any::<(u32, u32)>(), name(), text(), any::<u64>()).prop_map(|(versions, machine, program, interval_ms)| {
+            FromAgent::Hello(Hello { versions, machine: machine.parse().unwrap(), program, interval_ms })
+        });
     let data = (0..DISKS_MAX, any::<u64>(), vec(any::<u8>(), 1..5000))
         .prop_map(|(disk, start, bytes)| FromAgent::Data(Data { disk, start, bytes: bytes.into() }));
     let zero = (0..DISKS_MAX, 0..u64::MAX / 2, 1..u64::MAX / 2)
@@ -70,6 +71,7 @@ fn from_agent() -> impl Strategy<Value = FromAgent> {
         zero,
         end,
         text().prop_map(FromAgent::Abort),
+        text().prop_map(FromAgent::Ask),
         Just(FromAgent::Alive),
     ]
 }
@@ -81,6 +83,7 @@ fn from_gateway() -> impl Strategy<Value = FromGateway> {
         cycle().prop_map(FromGateway::Spooled),
         (cycle(), any::<u32>(), any::<u64>()).prop_map(|(c, t, s)| FromGateway::Committed(c, Timeline(t), Seq(s))),
         text().prop_map(FromGateway::Resync),
+        text().prop_map(FromGateway::Wait),
         (any::<u8>(), text()).prop_map(|(code, why)| FromGateway::Refuse(code, why)),
         Just(FromGateway::Alive),
     ]

@@ -80,6 +80,7 @@ impl Site {
                 }
                 FromAgent::Abort(why) => return Err(Error::new(ErrorKind::Conflict, why)),
                 FromAgent::Alive => to.send(FromGateway::Alive).await.map_err(gone)?,
+                FromAgent::Ask(why) => to.send(FromGateway::Resync(why)).await.map_err(gone)?,
             }
         }
         Ok(())
@@ -181,7 +182,7 @@ impl Gateway {
 }
 
 pub(super) fn hello(machine: &str) -> Hello {
-    Hello { versions: (1, 1), machine: machine.parse().unwrap(), program: "agent 1".to_owned() }
+    Hello { versions: (1, 1), machine: machine.parse().unwrap(), program: "agent 1".to_owned(), interval_ms: 0 }
 }
 
 pub(super) fn cycle_id(byte: u8) -> CycleId {
