@@ -34,6 +34,8 @@ pub(crate) struct Link<R> {
     pub(crate) to: mpsc::Sender<FromAgent>,
     /// From the gateway.
     pub(crate) from: R,
+    /// Why the gateway held the machine when it answered.
+    pub(crate) held: Option<String>,
 }
 
 /// Opens links.
@@ -111,7 +113,7 @@ impl Connect for Gateways {
             program: concat!("landfall-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
         };
         let (link, welcome) = client::connect(gateway, &identity, hello).await?;
-        Ok((Link { to: link.to, from: link.from }, welcome.newest))
+        Ok((Link { to: link.to, from: link.from, held: welcome.held }, welcome.newest))
     }
 }
 

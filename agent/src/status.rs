@@ -35,6 +35,15 @@ pub struct CommittedStatus {
     pub seq: Seq,
 }
 
+/// The gateway lets no cycle begin.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HeldStatus {
+    /// When it was heard.
+    pub since: Timestamp,
+    /// Why.
+    pub reason: String,
+}
+
 /// What went wrong last.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ErrorStatus {
@@ -55,6 +64,9 @@ pub struct Status {
     pub updated: Timestamp,
     /// The gateway that the agent is connected to.
     pub gateway: Option<String>,
+    /// Whether that gateway lets no cycle begin.
+    #[serde(default)]
+    pub held: Option<HeldStatus>,
     /// The newest cut, complete or not.
     pub last_cut: Option<CutStatus>,
     /// The newest cut that is durable on a gateway.
@@ -79,6 +91,7 @@ impl Status {
             machine,
             updated: now(),
             gateway: None,
+            held: None,
             last_cut: None,
             last_spooled: None,
             last_committed: None,
@@ -108,6 +121,9 @@ impl Status {
 
     fn event(&mut self, event: &Event) {
         match *event {
+            Event::Held(ref reason) => {
+                self.held = reason.clone().map(|reason| HeldStatus { since: now(), reason });
+            }
             Event::Cut { cycle, time } => self.last_cut = Some(CutStatus { cycle, time }),
             Event::Spooled(shipped) => {
                 self.last_spooled = Some(CutStatus { cycle: shipped.cycle, time: shipped.time });
@@ -157,6 +173,7 @@ impl StatusFile {
     /// The link was opened, or has ended.
     pub(crate) fn connected(&mut self, gateway: Option<&str>) {
         self.status.gateway = gateway.map(str::to_owned);
+        self.status.held = None;
         self.write();
     }
 

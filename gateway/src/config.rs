@@ -12,11 +12,15 @@
 //! rate = "50MiB"                   # most bytes uploaded in a second; default: no limit
 //! metrics = "127.0.0.1:9464"       # /metrics for Prometheus and /health; default: not served
 //! ```
+//! Sections `[[group]]`: [`crate::group_config`].
 
 use std::path::{Path, PathBuf};
 
 use landfall_model::{DomainName, Result};
 use landfall_settings::{Source, check_address};
+
+use crate::group_config;
+use crate::groups::GroupConfig;
 
 const KEYS: &[&str] = &["vault", "site_key", "listen", "names", "state_dir", "domain", "spool", "rate", "metrics"];
 const SPOOL_BYTES: u64 = 20 << 30;
@@ -42,6 +46,8 @@ pub struct GatewayConfig {
     pub rate: Option<u64>,
     /// Where metrics are served: `HOST:PORT`.
     pub metrics: Option<String>,
+    /// Machines whose points are of one moment.
+    pub groups: Vec<GroupConfig>,
 }
 
 impl GatewayConfig {
@@ -61,7 +67,7 @@ impl GatewayConfig {
         let source = Source::new(text, file);
         let document = source.parse()?;
         let root = source.root(&document);
-        root.only(&["gateway"])?;
+        root.only(&["gateway", "group"])?;
         let table = source.table(root.required("gateway", "add a section [gateway]")?, "[gateway]")?;
         table.only(KEYS)?;
         let vault = table.parsed::<String>("vault", "add vault = \"URL\"")?;
@@ -82,6 +88,7 @@ impl GatewayConfig {
             spool_bytes: table.size("spool")?.unwrap_or(SPOOL_BYTES),
             rate: table.size("rate")?,
             metrics: address("metrics")?,
+            groups: group_config::groups(source, root.get("group"))?,
         })
     }
 }

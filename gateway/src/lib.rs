@@ -15,6 +15,9 @@
 mod cancel;
 mod config;
 mod cut;
+mod group_config;
+mod groups;
+mod holds;
 mod image;
 mod intake;
 mod ledger;
@@ -47,12 +50,13 @@ use landfall_vault::{DedupIndex, Vault};
 
 pub use cancel::Cancel;
 pub use config::GatewayConfig;
+pub use groups::GroupConfig;
 pub use image::DiskSpec;
 pub use registry::Registry;
 pub use replicate::{DiskOutcome, Outcome, Request, replicate};
 pub use service::{Gateway, Options};
 pub use state::{Lock, State};
-pub use status::{Health, MachineStatus, Status};
+pub use status::{GroupStatus, Health, MachineStatus, Status};
 
 /// Zstandard level of chunks where the CPU is what holds the pipeline back.
 const LEVEL: i32 = 1;

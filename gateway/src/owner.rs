@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use landfall_model::{
-    ChunkRef, CycleId, DiskMeta, DomainName, Error, ErrorKind, MachineName, Progress, Result, SegmentId, Seq, Timeline,
-    Timestamp,
+    ChunkRef, CycleId, DiskMeta, DomainName, Error, ErrorKind, GroupMark, MachineName, Progress, Result, SegmentId,
+    Seq, Timeline, Timestamp,
 };
 use landfall_vault::{DedupIndex, Machine, MapView, SignedPoint, Tenure, Vault, crash_point, follows, now};
 use landfall_wire::{Begin, CycleCheck, FromAgent, Incoming};
@@ -238,13 +238,14 @@ impl Owner {
         Ok(())
     }
 
-    /// Takes a cycle that has begun: captures what arrives and spools its point.
+    /// Takes a cycle that has begun: captures what arrives and spools its point, with this mark.
     ///
     /// # Errors
     /// [`Refused`].
     pub(crate) async fn cycle(
         &mut self,
         begin: Begin,
+        group: Option<GroupMark>,
         from: &mut Incoming<FromAgent>,
     ) -> std::result::Result<CycleId, Refused> {
         if !self.is_alive() {
@@ -272,6 +273,7 @@ impl Owner {
             consistency: begin.consistency,
             disks: disks.clone(),
             cycle: Some(begin.cycle),
+            group,
         };
         let cycle = begin.cycle;
         let mut check = CycleCheck::new(begin);

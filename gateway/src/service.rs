@@ -14,6 +14,8 @@ use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_vers
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::groups::{GroupConfig, Groups};
+use crate::holds::{Holds, Room};
 use crate::owner::{Event, LARGE_CYCLES, Owner, Refused, Shared};
 use crate::pipeline::Workers;
 use crate::rate::Rate;
@@ -58,6 +60,8 @@ pub struct Options {
     pub rate: Option<u64>,
     /// Host names and addresses in its certificate.
     pub names: Vec<String>,
+    /// Machines whose points are of one moment.
+    pub groups: Vec<GroupConfig>,
 }
 
 /// One machine: its owner while this gateway writes it.
@@ -73,6 +77,8 @@ pub struct Gateway {
     authority: Arc<Authority>,
     slots: Mutex<HashMap<MachineName, Arc<Slot>>>,
     board: Arc<Board>,
+    holds: Arc<Holds>,
+    groups: Arc<Groups>,
     _lock: Lock,
 }
 
@@ -88,7 +94,7 @@ impl Gateway {
         let index = Arc::new(RwLock::new(DedupIndex::open(&state.index_path())?));
         let registry = Arc::new(Registry::open(state.agents_path())?);
         let authority = Arc::new(Authority::from_seed(vault.site().agent_authority_seed().as_bytes())?);
-        let board = Arc::new(Board::new(state.status_path(), options.spool_bytes));
+        let board = Arc::new(Board::new(state.status_path(), options.spool_bytes, &options.groups));
         let shared = Arc::new(Shared {
             vault,
             state,
@@ -101,7 +107,10 @@ impl Gateway {
             large: Arc::new(tokio::sync::Semaphore::new(LARGE_CYCLES)),
             heads: Mutex::default(),
         });
-        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, _lock: lock })
+        let (holds, groups) = (Arc::new(Holds::default()), Arc::new(Groups::new(&options.groups)));
+        // Before the first agent asks.
+        holds.look(Room::of(&shared.state.spool_path(), shared.spool.bytes(), options.spool_bytes), registry.paused());
+        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, holds, groups, _lock: lock })
     }
 
     /// Serves agents at `listener`, and metrics where they are wanted, until `stop` is ready; then links end, and what is spooled stays for the
@@ -120,7 +129,8 @@ impl Gateway {
         let (ending, ended) = watch::channel(false);
         let uploads = tokio::spawn(upload(self.shared.clone(), self.board.clone(), ended.clone()));
         let (board, spool) = (self.board.clone(), self.shared.spool.clone());
-        let looks = tokio::spawn(look(self.registry.clone(), board.clone(), spool.clone(), ended.clone()));
+        let looks = tokio::spawn(look(self.clone(), options.spool_bytes, ended.clone()));
+        let cuts = tokio::spawn(self.groups.clone().run(self.holds.clone(), board.clone(), ended.clone()));
         let metrics = metrics.map(|listener| tokio::spawn(crate::metrics::serve(listener, board, spool, ended)));
         self.take_up_spooled();
         let served =
@@ -133,7 +143,7 @@ impl Gateway {
                 owner.close().await;
             }
         }
-        for task in [uploads, looks] {
+        for task in [uploads, looks, cuts] {
             let _ = task.await;
         }
         if let Some(metrics) = metrics {
@@ -205,38 +215,47 @@ impl Gateway {
         from: &mut Incoming<FromAgent>,
         to: &mpsc::Sender<FromGateway>,
         machine: &MachineName,
+        held: Option<String>,
     ) -> Result<()> {
         let told = AbortOnDrop(tokio::spawn(tell(owner.events(), to.clone())));
+        let (member, orders) = self.groups.join(machine);
+        let (holds, to_agent, name) = (self.holds.clone(), to.clone(), machine.clone());
+        let _orders = AbortOnDrop(tokio::spawn(async move { holds.tell(&name, held, orders, to_agent).await }));
         let mut skipping = false;
         while let Some(message) = from.next().await? {
             match message {
                 FromAgent::Begin(begin) => {
                     skipping = false;
                     let time = begin.time;
-                    let asked = begin.parent.is_some() && self.registry.take_resync(machine);
+                    let mark = member.mark(&begin);
+                    let asked = begin.parent.is_some() && mark.is_none() && self.registry.take_resync(machine);
                     let taken = if asked {
                         Err(Refused::Resync("an operator asked for a full comparison".to_owned()))
                     } else {
-                        owner.cycle(begin, from).await
+                        owner.cycle(begin, mark, from).await
                     };
                     match taken {
                         Ok(cycle) => {
+                            member.done(Ok(()));
                             self.board.change(machine, |m| m.spooled(time));
                             say(to, FromGateway::Spooled(cycle)).await?;
                         }
                         Err(Refused::Resync(why)) => {
                             tracing::info!(%machine, why, "resync");
+                            member.done(Err(format!("everything must be sent: {why}")));
                             self.board.change(machine, |m| m.resyncs += 1);
                             say(to, FromGateway::Resync(why)).await?;
                             skipping = true;
                         }
                         Err(Refused::Error(error)) => {
+                            member.done(Err(error.to_string()));
                             self.board.change(machine, |m| m.failed(error.to_string(), false));
                             return Err(error);
                         }
                     }
                 }
                 FromAgent::Alive => say(to, FromGateway::Alive).await?,
+                message @ (FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..)) => member.said(message),
                 // What was on its way when a cycle was refused.
                 _ if skipping => {}
                 _ => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
@@ -324,8 +343,10 @@ impl Service for Gateway {
         };
         let opened = owner.insert(opened);
         self.board.change(&machine, MachineStatus::linked);
-        say(&to, FromGateway::Welcome(Welcome { version, newest: opened.newest_cycle() })).await?;
-        let outcome = self.link(opened, &mut from, &to, &machine).await;
+        let held = self.holds.reason(&machine);
+        let welcome = Welcome { version, newest: opened.newest_cycle(), held: held.clone() };
+        say(&to, FromGateway::Welcome(welcome)).await?;
+        let outcome = self.link(opened, &mut from, &to, &machine, held).await;
         self.board.change(&machine, MachineStatus::unlinked);
         drop(owner);
         Self::release_later(slot);
@@ -418,12 +439,16 @@ async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
     Ok(size)
 }
 
-/// Looks at what other commands wrote beside a running gateway, and writes the status.
-async fn look(registry: Arc<Registry>, board: Arc<Board>, spool: Arc<Spool>, mut ended: watch::Receiver<bool>) {
+/// Looks at what other commands wrote beside a running gateway and at the spool's room, and writes the status.
+async fn look(gateway: Arc<Gateway>, budget: u64, mut ended: watch::Receiver<bool>) {
+    let Gateway { shared, registry, board, holds, .. } = &*gateway;
+    let (spool, folder) = (&shared.spool, shared.state.spool_path());
     loop {
         if let Err(error) = registry.look() {
-            tracing::warn!(%error, "revoked certificates cannot be read");
+            tracing::warn!(%error, "revoked certificates, or paused machines, cannot be read");
         }
+        holds.look(Room::of(&folder, spool.bytes(), budget), registry.paused());
+        board.each(|name, machine| (machine.paused, machine.held) = (holds.paused(name), holds.reason(name)));
         if let Err(error) = board.write(spool.bytes()) {
             tracing::warn!(%error, "the status cannot be written");
         }

@@ -1,9 +1,9 @@
-//! `landfall gateway run | token | revoke | check-config`, and `landfall resync`.
+//! `landfall gateway run | token | revoke | check-config`, and `landfall resync | pause | resume`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use landfall_gateway::{Gateway, GatewayConfig, Options, Registry, State};
+use landfall_gateway::{Gateway, GatewayConfig, GroupConfig, Options, Registry, State};
 use landfall_keys::SiteKey;
 use landfall_model::{Error, ErrorKind, Result};
 use landfall_vault::{Store, Vault};
@@ -38,6 +38,7 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
         spool_bytes: config.spool_bytes,
         rate: config.rate,
         names: config.names.clone(),
+        groups: config.groups.clone(),
     };
     let (listener, address) = listen(&config.listen, "listen", file).await?;
     let (metrics, metrics_at) = match &config.metrics {
@@ -95,14 +96,36 @@ pub(crate) fn resync(common: &Common, file: &GatewayFile, machine: &Machine) -> 
     })
 }
 
+/// Lets a machine begin no cycle.
+pub(crate) fn pause(common: &Common, file: &GatewayFile, machine: &Machine) -> Result<()> {
+    let since = beside(file)?.0.pause(&machine.machine)?;
+    let value = json!({ "machine": machine.machine, "paused": since });
+    output::document(common.json, &value, || {
+        format!("{} is paused since {since}: see `landfall status`. Its points stay.\n", machine.machine)
+    })
+}
+
+/// Lets a paused machine go on.
+pub(crate) fn resume(common: &Common, file: &GatewayFile, machine: &Machine) -> Result<()> {
+    beside(file)?.0.resume(&machine.machine)?;
+    let value = json!({ "machine": machine.machine, "paused": null });
+    output::document(common.json, &value, || {
+        format!("{} goes on: its next cycle has everything since.\n", machine.machine)
+    })
+}
+
 /// Reads a configuration.
 pub(crate) fn check_config(common: &Common, file: &GatewayFile) -> Result<()> {
     let config = GatewayConfig::read(&file.config)?;
     Store::open(&config.vault)?;
+    let millis = |interval: Duration| u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+    let group = |g: &GroupConfig| json!({ "name": g.name, "machines": g.machines, "interval_ms": millis(g.interval) });
+    let groups: Vec<_> = config.groups.iter().map(group).collect();
     let value = json!({
         "config": file.config, "vault": config.vault, "site_key": config.site_key, "listen": config.listen, "names": config.names,
         "state_dir": config.state_dir, "domain": config.domain, "spool_bytes": config.spool_bytes,
         "rate": config.rate, "metrics": config.metrics,
+        "groups": groups,
     });
     output::document(common.json, &value, || format!("{} is right.\n", file.config.display()))
 }

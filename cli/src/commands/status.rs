@@ -1,6 +1,6 @@
 //! `landfall status`: the gateway on this host and its machines.
 
-use landfall_gateway::{GatewayConfig, MachineStatus, State, Status};
+use landfall_gateway::{GatewayConfig, GroupStatus, MachineStatus, State, Status};
 use landfall_keys::SiteKey;
 use landfall_model::{Error, Result, Timestamp};
 use landfall_vault::now;
@@ -30,13 +30,14 @@ pub(crate) fn run(common: &Common, file: &GatewayFile) -> Result<()> {
             "machine": name, "linked": m.linked && runs, "health": health, "why": why, "waiting_since": m.waiting_since,
             "failures": m.failures, "rpo_ms": age_ms(m.committed), "spooled": m.spooled,
             "committed": m.committed, "seq": m.seq, "cycles": m.cycles, "resyncs": m.resyncs, "error": m.error,
+            "paused": m.paused, "held": m.held,
         })
     };
     let (spool_health, _) = status.spool_health();
     let value = json!({
         "running": runs, "spool_health": spool_health, "time": status.time, "spool_bytes": status.spool_bytes, "spool_budget_bytes": config.spool_bytes,
         "uploaded_bytes": status.uploaded_bytes, "upload_error": status.upload_error,
-        "machines": status.machines.iter().map(machine).collect::<Vec<_>>(),
+        "machines": status.machines.iter().map(machine).collect::<Vec<_>>(), "groups": status.groups,
     });
     output::document(common.json, &value, || people(&config, &status, runs))
 }
@@ -57,8 +58,14 @@ fn people(config: &GatewayConfig, status: &Status, runs: bool) -> String {
             why.unwrap_or_else(|| "-".to_owned()),
         ]);
     }
+    let group = |(name, g): (&String, &GroupStatus)| {
+        let taken = g.taken.map_or_else(|| "never taken".to_owned(), |t| format!("taken as of {t}"));
+        let missed = g.missed.zip(g.why.as_ref()).map(|(at, why)| format!("; MISSED at {at}: {why}"));
+        format!("Group {name}: {taken}{}\n", missed.unwrap_or_default())
+    };
+    let groups: String = status.groups.iter().map(group).collect();
     format!(
-        "{}Gateway {}; spool {} of {}; uploaded {}; upload error: {}\n",
+        "{}{groups}Gateway {}; spool {} of {}; uploaded {}; upload error: {}\n",
         output::table(&rows),
         if runs { "running" } else { "NOT RUNNING" },
         output::size(status.spool_bytes),
