@@ -15,27 +15,7 @@ use landfall_tests::landfall::{Site, exit, number};
 use landfall_tests::relay::Relay;
 use landfall_tests::service::{AgentHost, GatewayHost};
 use landfall_tests::{disks, need, tools};
-use support::{Dice, MIB, walk};
-
-/// While it lasts, the store is not there.
-struct Outage {
-    vault: PathBuf,
-    away: PathBuf,
-}
-
-impl Outage {
-    fn of(site: &Site) -> Self {
-        let (vault, away) = (site.vault_folder(), site.folder().join("away"));
-        fs::rename(&vault, &away).unwrap();
-        fs::write(&vault, "no folder").unwrap();
-        Self { vault, away }
-    }
-
-    fn end(self) {
-        fs::remove_file(&self.vault).unwrap();
-        fs::rename(&self.away, &self.vault).unwrap();
-    }
-}
+use support::{Dice, MIB, Outage, walk};
 
 /// A machine `web` with one disk, enrolled at a gateway.
 fn protected<'a>(site: &'a Site, gateway: &GatewayHost<'_>, size: u64) -> (PathBuf, AgentHost<'a>) {

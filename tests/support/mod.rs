@@ -232,3 +232,23 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) {
         fs::copy(&file, &target).expect("room for a copy");
     }
 }
+
+/// While it lasts, the store is not there.
+pub(crate) struct Outage {
+    vault: PathBuf,
+    away: PathBuf,
+}
+
+impl Outage {
+    pub(crate) fn of(site: &Site) -> Self {
+        let (vault, away) = (site.vault_folder(), site.folder().join("away"));
+        fs::rename(&vault, &away).expect("own folder");
+        fs::write(&vault, "no folder").expect("own folder");
+        Self { vault, away }
+    }
+
+    pub(crate) fn end(self) {
+        fs::remove_file(&self.vault).expect("own folder");
+        fs::rename(&self.away, &self.vault).expect("own folder");
+    }
+}
