@@ -34,6 +34,8 @@ pub(crate) struct Link<R> {
     pub(crate) to: mpsc::Sender<FromAgent>,
     /// From the gateway.
     pub(crate) from: R,
+    /// Why the gateway held the machine when it answered.
+    pub(crate) held: Option<String>,
 }
 
 /// Opens links.
@@ -118,7 +120,7 @@ impl Connect for Gateways {
             interval_ms: u64::try_from(self.interval.as_millis()).unwrap_or(0),
         };
         let (link, welcome) = client::connect(gateway, &identity, hello).await?;
-        Ok((Link { to: link.to, from: link.from }, welcome.newest))
+        Ok((Link { to: link.to, from: link.from, held: welcome.held }, welcome.newest))
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use landfall_model::{CycleId, Error, ErrorKind, Seq, Timeline, Timestamp};
+use landfall_model::{CycleId, Error, ErrorKind, GroupId, Seq, Timeline, Timestamp};
 use landfall_wire::{End, FromAgent, FromGateway, TEXT_BYTES_MAX, kind_of_code};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
@@ -24,6 +24,7 @@ use crate::freeze::Freeze;
 use crate::history::Plan;
 use crate::image::DiskConfig;
 use crate::link::{Link, Receive, now};
+use crate::orders::{Gate, Orders, gate};
 use crate::state::StateDir;
 
 /// How long a gateway that does not read is given to take that a cycle is aborted.
@@ -44,6 +45,8 @@ pub(crate) enum Fault {
     Resync(String),
     /// The gateway wants everything, and not yet.
     Wait(String),
+    /// The cut of a group does not take place: the link goes on.
+    NoGroup(String),
     /// The agent is asked to stop.
     Cancelled,
 }
@@ -65,6 +68,8 @@ pub(crate) enum Event {
         timeline: Timeline,
         seq: Seq,
     },
+    /// The gateway holds the machine, and why; `None`: not any more.
+    Held(Option<String>),
 }
 
 /// A cycle that was spooled.
@@ -132,6 +137,8 @@ pub(crate) struct Shipper {
     pub(crate) cancel: Cancel,
     /// Whether it waits for as long as the gateway wants, before everything is sent.
     pub(crate) patient: bool,
+    /// What the gateway asks for, on the link that is open.
+    pub(crate) orders: Orders,
     pub(crate) events: Box<dyn FnMut(Event) + Send>,
 }
 
@@ -145,14 +152,43 @@ impl Shipper {
         link: &mut Link<R>,
         newest: Option<CycleId>,
     ) -> Result<Shipped, Fault> {
-        let plan = self.state.run(move |state| state.plan(newest)).await?;
+        self.ship_or_all(link, newest, None).await
+    }
+
+    /// Ships one cycle that is a group's cut. Where everything is asked for, that is a later cut, and the machine's own.
+    ///
+    /// # Errors
+    /// As for [`Self::ship`]; `NoGroup` where nothing was begun.
+    pub(crate) async fn ship_at<R: Receive>(
+        &mut self,
+        link: &mut Link<R>,
+        newest: Option<CycleId>,
+        group: GroupId,
+    ) -> Result<Shipped, Fault> {
+        self.ship_or_all(link, newest, Some(group)).await
+    }
+
+    async fn ship_or_all<R: Receive>(
+        &mut self,
+        link: &mut Link<R>,
+        newest: Option<CycleId>,
+        group: Option<GroupId>,
+    ) -> Result<Shipped, Fault> {
+        let plan = match self.state.run(move |state| state.plan(newest)).await {
+            Ok(plan) => plan,
+            Err(fault) => return Err(abort(link, false, group, fault).await),
+        };
         let reason = match plan {
+            // That may have to wait for its hours; the others do not wait for it.
+            Plan::Full { reason } if group.is_some() => {
+                return Err(abort(link, false, group, Fault::NoGroup(reason)).await);
+            }
             Plan::Full { reason } => {
                 tracing::info!(reason, "everything must be sent");
                 self.deliver(link, FromAgent::Ask(shortened(reason))).await?;
                 self.until_wanted(link).await?
             }
-            changes @ Plan::Incremental { .. } => match self.cycle(link, changes).await {
+            changes @ Plan::Incremental { .. } => match self.cycle(link, changes, group).await {
                 Err(Fault::Resync(reason)) => reason,
                 Err(Fault::Wait(why)) => {
                     self.waits(why)?;
@@ -162,7 +198,7 @@ impl Shipper {
             },
         };
         tracing::warn!(reason, "the gateway takes everything");
-        match self.cycle(link, Plan::Full { reason }).await {
+        match self.cycle(link, Plan::Full { reason }, None).await {
             Err(Fault::Resync(reason) | Fault::Wait(reason)) => {
                 let why = format!("the gateway does not take everything either: {reason}");
                 Err(Fault::Refused(Error::new(ErrorKind::Conflict, why)))
@@ -196,7 +232,12 @@ impl Shipper {
         Ok(())
     }
 
-    async fn cycle<R: Receive>(&mut self, link: &mut Link<R>, plan: Plan) -> Result<Shipped, Fault> {
+    async fn cycle<R: Receive>(
+        &mut self,
+        link: &mut Link<R>,
+        plan: Plan,
+        group: Option<GroupId>,
+    ) -> Result<Shipped, Fault> {
         let start = Instant::now();
         let full = matches!(plan, Plan::Full { .. });
         let cycle = CycleId::from_bytes(durable::random().map_err(Fault::Local)?);
@@ -209,28 +250,39 @@ impl Shipper {
             base: self.state.run(|state| Ok(state.base())).await?,
             state_root: self.state_root.clone(),
             stop: stop.0.clone(),
+            group,
         };
         let (out, mut runs) = mpsc::channel(MESSAGES);
         let state = self.state.clone();
-        let cutting =
-            spawn_blocking(move || cut.make(|| state.lock().cut_time(now()), |head| state.lock().begin(head), out));
+        let (gate, opener) = group.map(gate).unzip();
+        let cutting = spawn_blocking(move || {
+            let time = || gate.map_or_else(|| Ok(now()), Gate::pass).map(|time| state.lock().cut_time(time));
+            cut.make(time, |head| state.lock().begin(head), out)
+        });
         let mut begun = None;
-        let pumped = self.pump(link, &mut runs, &mut begun).await;
+        let opened = match opener {
+            Some(opener) => self.open_at_the_moment(link, opener).await,
+            None => Ok(()),
+        };
+        let pumped = match opened {
+            Ok(()) => self.pump(link, &mut runs, &mut begun).await,
+            Err(fault) => Err(fault),
+        };
         // Ends the cut if it has not ended; waited for in any case: everything is thawed then.
         drop((stop, runs));
         let cut = cutting.await.map_err(died).flatten();
         let (done, time) = match (pumped, cut, begun) {
             (Ok(()), Ok(done), Some(time)) => (done, time),
-            (Err(fault), _, begun) => return Err(abort(link, begun.is_some(), fault).await),
-            (Ok(()), Err(error), begun) => return Err(abort(link, begun.is_some(), Fault::Local(error)).await),
+            (Err(fault), _, begun) => return Err(abort(link, begun.is_some(), group, fault).await),
+            (Ok(()), Err(error), begun) => return Err(abort(link, begun.is_some(), group, Fault::Local(error)).await),
             (Ok(()), Ok(_), None) => return Err(Fault::Local(Error::new(ErrorKind::Bug, "a cut without a beginning"))),
         };
         let CutDone { journal, digest, read_bytes, sent_bytes } = done;
         if let Err(fault) = self.state.run(move |state| state.seal(cycle, journal)).await {
-            return Err(abort(link, true, fault).await);
+            return Err(abort(link, true, group, fault).await);
         }
         if let Err(fault) = self.deliver(link, FromAgent::End(End { cycle, digest })).await {
-            return Err(abort(link, true, fault).await);
+            return Err(abort(link, true, group, fault).await);
         }
         let mut shipped = Shipped { cycle, time, full, read_bytes, sent_bytes, elapsed: start.elapsed() };
         loop {
@@ -271,7 +323,7 @@ impl Shipper {
     }
 
     /// Gives a message to the link, and hears what the gateway says meanwhile.
-    async fn deliver<R: Receive>(&mut self, link: &mut Link<R>, message: FromAgent) -> Result<(), Fault> {
+    pub(crate) async fn deliver<R: Receive>(&mut self, link: &mut Link<R>, message: FromAgent) -> Result<(), Fault> {
         loop {
             tokio::select! {
                 permit = link.to.reserve() => {
@@ -311,6 +363,15 @@ impl Shipper {
             FromGateway::Wait(why) => Err(Fault::Wait(why)),
             FromGateway::Refuse(code, reason) => Err(Fault::Refused(Error::new(kind_of_code(code), reason))),
             FromGateway::Alive => Ok(false),
+            order @ (FromGateway::Hold(_)
+            | FromGateway::Go
+            | FromGateway::Prepare(..)
+            | FromGateway::Freeze(_)
+            | FromGateway::Cut(..)
+            | FromGateway::Cancel(..)) => {
+                self.order(order);
+                Ok(false)
+            }
             FromGateway::Welcome(_) => Err(Fault::Link(Error::corrupt("the gateway says welcome twice"))),
         }
     }
@@ -329,16 +390,23 @@ fn shortened(mut text: String) -> String {
     text
 }
 
-/// Tells the gateway that the cycle it has begun to take will not be completed. Where it cannot be told, the link is of no use.
-async fn abort<R>(link: &Link<R>, begun: bool, fault: Fault) -> Fault {
+/// Tells the gateway that the cycle it has begun to take will not be completed, or that this machine takes no part in a group's cut. Where
+/// it cannot be told, the link is of no use.
+pub(crate) async fn abort<R>(link: &Link<R>, begun: bool, group: Option<GroupId>, fault: Fault) -> Fault {
     let why = match &fault {
         Fault::Link(_) | Fault::Refused(_) => return fault,
-        _ if !begun => return fault,
+        _ if !begun && group.is_none() => return fault,
         Fault::Local(error) => error.to_string(),
+        Fault::NoGroup(why) => why.clone(),
         Fault::Resync(_) | Fault::Wait(_) => "everything will be sent".to_owned(),
         Fault::Cancelled => "the agent stops".to_owned(),
     };
-    match (timeout(ABORT_WAIT, link.to.send(FromAgent::Abort(shortened(why)))).await, fault) {
+    let why = shortened(why);
+    let message = match group {
+        Some(id) if !begun => FromAgent::Unready(id, why),
+        _ => FromAgent::Abort(why),
+    };
+    match (timeout(ABORT_WAIT, link.to.send(message)).await, fault) {
         (Ok(Ok(())), fault) | (_, fault @ (Fault::Cancelled | Fault::Local(_))) => fault,
         _ => ended(),
     }

@@ -35,6 +35,15 @@ pub struct CommittedStatus {
     pub seq: Seq,
 }
 
+/// The gateway lets no cycle begin.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HeldStatus {
+    /// When it was heard.
+    pub since: Timestamp,
+    /// Why.
+    pub reason: String,
+}
+
 /// What went wrong last.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ErrorStatus {
@@ -55,6 +64,9 @@ pub struct Status {
     pub updated: Timestamp,
     /// The gateway that the agent is connected to.
     pub gateway: Option<String>,
+    /// Whether that gateway lets no cycle begin.
+    #[serde(default)]
+    pub held: Option<HeldStatus>,
     /// The newest cut, complete or not.
     pub last_cut: Option<CutStatus>,
     /// The newest cut that is durable on a gateway.
@@ -82,6 +94,7 @@ impl Status {
             machine,
             updated: now(),
             gateway: None,
+            held: None,
             last_cut: None,
             last_spooled: None,
             last_committed: None,
@@ -112,6 +125,9 @@ impl Status {
 
     fn event(&mut self, event: &Event) {
         match *event {
+            Event::Held(ref reason) => {
+                self.held = reason.clone().map(|reason| HeldStatus { since: now(), reason });
+            }
             Event::Cut { cycle, time } => {
                 self.last_cut = Some(CutStatus { cycle, time });
                 self.waits = None;
@@ -167,6 +183,7 @@ impl StatusFile {
         self.status.gateway = gateway.map(str::to_owned);
         // Asked anew on each link.
         self.status.waits = None;
+        self.status.held = None;
         self.write();
     }
 

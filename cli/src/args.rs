@@ -95,6 +95,22 @@ pub(crate) enum Command {
         #[command(flatten)]
         machine: Machine,
     },
+    /// Let a machine begin no cycle until it is resumed. One in flight is completed; points stay. Run beside the gateway.
+    #[command(after_help = "Example:\n  landfall pause --machine web-01")]
+    Pause {
+        #[command(flatten)]
+        file: GatewayFile,
+        #[command(flatten)]
+        machine: Machine,
+    },
+    /// Let a paused machine go on: its next cycle has everything since.
+    #[command(after_help = "Example:\n  landfall resume --machine web-01")]
+    Resume {
+        #[command(flatten)]
+        file: GatewayFile,
+        #[command(flatten)]
+        machine: Machine,
+    },
     /// The whole story on this machine, with nothing but e2fsprogs: protect a disk, lose it, bring it back.
     Demo(Demo),
 }

@@ -17,7 +17,7 @@
 //! no_proxy = ["store.site"]
 //! ca_files = ["/etc/ssl/own-ca.pem"]               # trusted besides the system's
 //! ```
-//! What may change while it runs stands in [`crate::rules`].
+//! What may change while it runs stands in [`crate::rules`]; sections `[[group]]` in [`crate::group_config`].
 
 mod store;
 
@@ -27,6 +27,8 @@ use landfall_model::{DomainName, Result};
 use landfall_settings::{Source, check_address};
 use landfall_vault::StoreOptions;
 
+use crate::group_config;
+use crate::groups::GroupConfig;
 use crate::rules::{self, Rules};
 
 const KEYS: &[&str] =
@@ -56,6 +58,8 @@ pub struct GatewayConfig {
     pub store: StoreOptions,
     /// What may change while it runs.
     pub rules: Rules,
+    /// Machines whose points are of one moment.
+    pub groups: Vec<GroupConfig>,
 }
 
 impl GatewayConfig {
@@ -87,7 +91,7 @@ impl GatewayConfig {
         let source = Source::new(text, file);
         let document = source.parse()?;
         let root = source.root(&document);
-        root.only(&[&["gateway", "store"], &rules::SECTIONS[..]].concat())?;
+        root.only(&[&["gateway", "store", "group"], &rules::SECTIONS[..]].concat())?;
         let table = source.table(root.required("gateway", "add a section [gateway]")?, "[gateway]")?;
         table.only(KEYS)?;
         let vault = table.parsed::<String>("vault", "add vault = \"URL\"")?;
@@ -110,6 +114,7 @@ impl GatewayConfig {
             metrics: address("metrics")?,
             store: store.unwrap_or_default(),
             rules: Rules::read(&root, &table)?,
+            groups: group_config::groups(source, root.get("group"))?,
         })
     }
 }

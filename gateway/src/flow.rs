@@ -161,6 +161,7 @@ mod tests {
             identity: String::new(),
         };
         let begin = Begin {
+            group: None,
             cycle: landfall_model::CycleId::from_bytes([1; 16]),
             parent: None,
             time: now(),

@@ -101,6 +101,9 @@ pub(crate) async fn feed(
             FromAgent::Hello(_) | FromAgent::Begin(_) | FromAgent::Ask(_) => {
                 return Err(Error::corrupt("the agent began again within a cycle"));
             }
+            FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..) => {
+                return Err(Error::corrupt("the agent spoke of a group's cut within a cycle"));
+            }
         }
     }
 }

@@ -18,6 +18,9 @@ mod config;
 mod cut;
 mod figures;
 mod flow;
+mod group_config;
+mod groups;
+mod holds;
 mod image;
 mod intake;
 mod ledger;
@@ -61,6 +64,7 @@ use landfall_vault::{DedupIndex, Vault};
 pub use cancel::Cancel;
 pub use config::GatewayConfig;
 pub use figures::Figures;
+pub use groups::GroupConfig;
 pub use image::DiskSpec;
 pub use registry::Registry;
 pub use reload::{Configuration, Refusal};
@@ -70,7 +74,7 @@ pub use rules::{BytesPerSecond, Rules};
 pub use schedule::{Schedule, WeekMinute, Window, Zone};
 pub use service::{Background, Gateway, Options};
 pub use state::{Lock, State};
-pub use status::{Health, MachineStatus, Receiving, Status};
+pub use status::{GroupStatus, Health, MachineStatus, Receiving, Status};
 pub use webhook::{Webhook, WebhookUrl};
 
 /// What all stages of a cycle share.

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use landfall_model::{
-    CycleId, DiskMeta, DomainName, Error, ErrorKind, MachineName, Progress, Result, SegmentId, Seq, Timeline, Timestamp,
+    CycleId, DiskMeta, DomainName, Error, ErrorKind, GroupMark, MachineName, Progress, Result, SegmentId, Seq,
+    Timeline, Timestamp,
 };
 use landfall_vault::{
     DedupIndex, Heartbeat, Held, Machine, MapView, SignedPoint, Tenure, Vault, crash_point, follows, now,
@@ -229,13 +230,14 @@ impl Owner {
         Ok(())
     }
 
-    /// Takes a cycle that has begun: captures what arrives and spools its point.
+    /// Takes a cycle that has begun: captures what arrives and spools its point, with this mark.
     ///
     /// # Errors
     /// [`Refused`].
     pub(crate) async fn cycle(
         &mut self,
         begin: Begin,
+        group: Option<GroupMark>,
         from: &mut Incoming<FromAgent>,
     ) -> std::result::Result<Taken, Refused> {
         if !self.is_alive() {
@@ -263,6 +265,7 @@ impl Owner {
             consistency: begin.consistency,
             disks: disks.clone(),
             cycle: Some(begin.cycle),
+            group,
         };
         let cycle = begin.cycle;
         let mut check = CycleCheck::new(begin);

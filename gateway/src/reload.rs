@@ -30,7 +30,8 @@ impl GatewayConfig {
     /// Keys whose values differ in a newer configuration and cannot change while a gateway runs.
     pub fn needs_restart(&self, newer: &Self) -> Vec<String> {
         // Whoever adds a key decides here what becomes of it.
-        let Self { vault, site_key, listen, names, state_dir, domain, spool_bytes, metrics, store, rules: _ } = self;
+        let Self { vault, site_key, listen, names, state_dir, domain, spool_bytes, metrics, store, groups, rules: _ } =
+            self;
         let keys = [
             ("vault", *vault != newer.vault),
             ("site_key", *site_key != newer.site_key),
@@ -41,6 +42,7 @@ impl GatewayConfig {
             ("spool", *spool_bytes != newer.spool_bytes),
             ("metrics", *metrics != newer.metrics),
             ("store", *store != newer.store),
+            ("group", *groups != newer.groups),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
     }

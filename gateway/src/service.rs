@@ -15,6 +15,8 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::config::GatewayConfig;
 use crate::flow::Flows;
+use crate::groups::{GroupConfig, Groups};
+use crate::holds::{Holds, Room};
 use crate::listing::Listing;
 use crate::owner::{Event, LARGE_CYCLES, Owner, Refused, Shared};
 use crate::pipeline::Workers;
@@ -72,6 +74,8 @@ pub struct Options {
     pub rules: Rules,
     /// Host names and addresses in its certificate.
     pub names: Vec<String>,
+    /// Machines whose points are of one moment.
+    pub groups: Vec<GroupConfig>,
 }
 
 /// One machine: its owner while this gateway writes it.
@@ -83,7 +87,7 @@ struct Slot {
 /// What a gateway does beside its links. Dropped, it ends at once, as in a crash; [`Gateway::stop`] ends it in order.
 pub struct Background {
     ending: watch::Sender<bool>,
-    tasks: [AbortOnDrop; 3],
+    tasks: [AbortOnDrop; 4],
 }
 
 /// A gateway that serves agents. What it began in the background ends with it.
@@ -95,6 +99,8 @@ pub struct Gateway {
     board: Arc<Board>,
     _renewal: Renewal,
     rules: watch::Sender<Arc<Rules>>,
+    holds: Arc<Holds>,
+    groups: Arc<Groups>,
     _lock: Lock,
 }
 
@@ -113,7 +119,7 @@ impl Gateway {
         let registry = Arc::new(Registry::open(state.agents_path())?);
         share(&vault, &registry).await;
         let authority = Arc::new(Authority::from_seed(vault.site().agent_authority_seed().as_bytes())?);
-        let board = Arc::new(Board::new(state.status_path(), options.spool_bytes));
+        let board = Arc::new(Board::new(state.status_path(), options.spool_bytes, &options.groups));
         let rules = watch::Sender::new(Arc::new(options.rules.clone()));
         let shared = Arc::new(Shared {
             vault,
@@ -131,7 +137,13 @@ impl Gateway {
             listing: Listing::default(),
             tasks: Tasks::default(),
         });
-        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, rules, _renewal: renewal, _lock: lock })
+        let (holds, groups) = (Arc::new(Holds::default()), Arc::new(Groups::new(&options.groups)));
+        let slots = Mutex::default();
+        let gateway =
+            Self { shared, registry, authority, slots, board, holds, groups, rules, _renewal: renewal, _lock: lock };
+        // Before the first agent asks.
+        gateway.look_at_room();
+        Ok(gateway)
     }
 
     /// Serves agents at `listener`, and metrics where they are wanted, until `stop` is ready; then links end, and what is spooled stays for the
@@ -166,9 +178,10 @@ impl Gateway {
         let (ending, ended) = watch::channel(false);
         let uploads = upload(self.shared.clone(), self.board.clone(), ended.clone());
         let looks = self.clone().look(ended.clone());
-        let shares = share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended);
+        let shares = share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended.clone());
+        let cuts = self.groups.clone().run(self.holds.clone(), self.board.clone(), ended);
         self.take_up_spooled();
-        let tasks = [tokio::spawn(uploads), tokio::spawn(looks), tokio::spawn(shares)];
+        let tasks = [tokio::spawn(uploads), tokio::spawn(looks), tokio::spawn(shares), tokio::spawn(cuts)];
         Background { ending, tasks: tasks.map(AbortOnDrop) }
     }
 
@@ -254,8 +267,12 @@ impl Gateway {
         from: &mut Incoming<FromAgent>,
         to: &mpsc::Sender<FromGateway>,
         machine: &MachineName,
+        held: Option<String>,
     ) -> Result<()> {
         let told = AbortOnDrop(tokio::spawn(tell(owner.events(), to.clone())));
+        let (member, orders) = self.groups.join(machine);
+        let (holds, to_agent, name) = (self.holds.clone(), to.clone(), machine.clone());
+        let _orders = AbortOnDrop(tokio::spawn(async move { holds.tell(&name, held, orders, to_agent).await }));
         let mut skipping = false;
         let mut resync = Resync::new(self.rules.subscribe(), &self.registry, machine);
         loop {
@@ -274,20 +291,22 @@ impl Gateway {
                 Some(FromAgent::Begin(begin)) => {
                     skipping = false;
                     let (time, full, has_points) = (begin.time, begin.parent.is_none(), owner.newest_time().is_some());
+                    let mark = member.mark(&begin);
                     resync.begins();
                     let in_flight = self.shared.flows.of(machine).begins(&begin);
                     let taken = if full && let Some(why) = resync.must_wait(has_points) {
                         Err(Refused::Error(Error::new(ErrorKind::Unavailable, why)))
-                    } else if !full && resync.is_asked() {
+                    } else if !full && mark.is_none() && resync.is_asked() {
                         // What the vault has lost is to be known to be gone.
                         self.shared.listing.expire();
                         Err(Refused::Resync("an operator asked for a full comparison".to_owned()))
                     } else {
                         self.board.change(machine, |m| m.resyncs += u64::from(full && has_points));
-                        owner.cycle(begin, from).await
+                        owner.cycle(begin, mark, from).await
                     };
                     match taken {
                         Ok(taken) => {
+                            member.done(Ok(()));
                             if full {
                                 resync.done();
                             }
@@ -296,16 +315,21 @@ impl Gateway {
                             say(to, FromGateway::Spooled(taken.cycle)).await?;
                         }
                         Err(Refused::Resync(why)) => {
+                            member.done(Err(format!("everything must be sent: {why}")));
                             self.want_all(&mut resync, has_points, &why, to, machine).await?;
                             skipping = true;
                         }
                         Err(Refused::Error(error)) => {
+                            member.done(Err(error.to_string()));
                             self.board.change(machine, |m| m.failed(error.to_string(), false));
                             return Err(error);
                         }
                     }
                 }
                 Some(FromAgent::Alive) => say(to, FromGateway::Alive).await?,
+                Some(message @ (FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..))) => {
+                    member.said(message);
+                }
                 // What was on its way when a cycle was refused.
                 Some(_) if skipping => {}
                 Some(_) => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
@@ -424,8 +448,10 @@ impl Service for Gateway {
         };
         let opened = owner.insert(opened);
         self.board.change(&machine, |m| m.linked(hello.interval_ms));
-        say(&to, FromGateway::Welcome(Welcome { version, newest: opened.newest_cycle() })).await?;
-        let outcome = self.link(opened, &mut from, &to, &machine).await;
+        let held = self.holds.reason(&machine);
+        let welcome = Welcome { version, newest: opened.newest_cycle(), held: held.clone() };
+        say(&to, FromGateway::Welcome(welcome)).await?;
+        let outcome = self.link(opened, &mut from, &to, &machine, held).await;
         self.board.change(&machine, MachineStatus::unlinked);
         drop(owner);
         self.shared.tasks.spawn(release(slot));
@@ -462,9 +488,12 @@ impl Gateway {
         let mut notifier = None;
         loop {
             if let Err(error) = self.registry.look() {
-                tracing::warn!(%error, "revocations cannot be read");
+                tracing::warn!(%error, "revocations, or paused machines, cannot be read");
             }
             self.keep_to_rules();
+            self.look_at_room();
+            let holds = &self.holds;
+            self.board.each(|name, machine| (machine.paused, machine.held) = (holds.paused(name), holds.reason(name)));
             let spooled = self.shared.spool.bytes();
             self.shared.workers.level.look(spooled, self.shared.workers.is_free());
             if let Err(error) = self.board.write(spooled) {
@@ -476,6 +505,13 @@ impl Gateway {
                 _ = ended.wait_for(|e| *e) => return,
             }
         }
+    }
+
+    /// Whether agents are to begin no cycle: for want of room in the spool, or because an operator said so.
+    fn look_at_room(&self) {
+        let spool = &self.shared.spool;
+        let room = Room::of(&self.shared.state.spool_path(), spool.bytes(), spool.budget());
+        self.holds.look(room, self.registry.paused());
     }
 
     /// Tells the webhooks, where there are any, what has changed.

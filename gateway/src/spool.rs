@@ -178,6 +178,11 @@ impl Spool {
         self.waiting().bytes
     }
 
+    /// Most bytes that may wait.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
     /// Whether room is getting short: points that wait are rather made one than kept apart.
     pub(crate) fn is_pressed(&self) -> bool {
         self.bytes() > self.budget / 2

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use landfall_model::{Error, ErrorKind, MachineName, Result, Seq, Timestamp};
+use landfall_model::{Error, ErrorKind, GroupId, GroupName, MachineName, Result, Seq, Timestamp};
 use landfall_vault::now;
 use serde::{Deserialize, Serialize};
 
 use crate::figures::{Figures, Recent};
+use crate::groups::GroupConfig;
 use crate::reload::Configuration;
 use crate::rules::BytesPerSecond;
 use crate::state::replace;
@@ -87,6 +88,12 @@ pub struct MachineStatus {
     /// The cycle that is being received.
     #[serde(default)]
     pub receiving: Option<Receiving>,
+    /// Since when an operator lets it begin no cycle.
+    #[serde(default)]
+    pub paused: Option<Timestamp>,
+    /// Why it is to begin no cycle, paused or for another reason.
+    #[serde(default)]
+    pub held: Option<String>,
 }
 
 /// A point that waits for the store.
@@ -124,6 +131,38 @@ impl Receiving {
         let elapsed = u128::try_from(at.millis().saturating_sub(self.since.millis())).ok()?;
         let left = elapsed * u128::from(self.of_bytes.saturating_sub(self.reached_bytes));
         u64::try_from(left.checked_div(u128::from(self.reached_bytes))?).ok()
+    }
+}
+
+/// A consistency group.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its machines.
+    pub machines: Vec<MachineName>,
+    /// The moment of its newest cut of which every machine's point was spooled.
+    pub taken: Option<Timestamp>,
+    /// The id of that cut.
+    pub id: Option<GroupId>,
+    /// When a cut was missed last; none since the last one that was taken.
+    pub missed: Option<Timestamp>,
+    /// Why.
+    pub why: Option<String>,
+    /// Cuts taken since the gateway was started.
+    pub cuts: u64,
+    /// Cuts missed since then.
+    pub misses: u64,
+}
+
+impl GroupStatus {
+    pub(crate) fn taken(&mut self, id: GroupId, moment: Timestamp) {
+        (self.id, self.taken) = (Some(id), Some(moment));
+        (self.missed, self.why) = (None, None);
+        self.cuts += 1;
+    }
+
+    pub(crate) fn missed(&mut self, why: String) {
+        (self.missed, self.why) = (Some(now()), Some(why));
+        self.misses += 1;
     }
 }
 
@@ -207,7 +246,8 @@ impl MachineStatus {
         }
         match self.error.as_ref().or(self.waits.as_ref()) {
             Some(why) => (Health::Warning, Some(why.clone())),
-            None => (Health::Ok, None),
+            // It grows older, as somebody wants it.
+            None => (if self.held.is_some() { Health::Warning } else { Health::Ok }, self.held.clone()),
         }
     }
 }
@@ -233,6 +273,9 @@ pub struct Status {
     pub configuration: Configuration,
     /// Its machines.
     pub machines: BTreeMap<String, MachineStatus>,
+    /// Its consistency groups.
+    #[serde(default)]
+    pub groups: BTreeMap<String, GroupStatus>,
 }
 
 impl Status {
@@ -270,10 +313,17 @@ pub(crate) struct Board {
 
 impl Board {
     /// A board that goes on from what an earlier run wrote: machines whose agents do not come back are still known.
-    pub(crate) fn new(path: PathBuf, spool_budget_bytes: u64) -> Self {
+    pub(crate) fn new(path: PathBuf, spool_budget_bytes: u64, groups: &[GroupConfig]) -> Self {
         let configuration = Configuration::first();
         let mut status = Status { spool_budget_bytes, configuration, ..Status::default() };
-        for (name, before) in Status::read(&path).map(|s| s.machines).unwrap_or_default() {
+        let before = Status::read(&path).unwrap_or_default();
+        for group in groups {
+            let name = group.name.to_string();
+            let (taken, id) = before.groups.get(&name).map_or((None, None), |g| (g.taken, g.id));
+            let machines = group.machines.clone();
+            status.groups.insert(name, GroupStatus { machines, taken, id, ..GroupStatus::default() });
+        }
+        for (name, before) in before.machines {
             let MachineStatus { linked, heard, spooled, committed, seq, .. } = before;
             let heard = if linked { Some(now()) } else { heard };
             let known = MachineStatus { heard, spooled, committed, seq, ..MachineStatus::default() };
@@ -288,6 +338,19 @@ impl Board {
 
     pub(crate) fn change(&self, machine: &MachineName, change: impl FnOnce(&mut MachineStatus)) {
         change(self.status().machines.entry(machine.to_string()).or_default());
+    }
+
+    /// Changes what is said of each machine that is known.
+    pub(crate) fn each(&self, change: impl Fn(&MachineName, &mut MachineStatus)) {
+        for (name, machine) in &mut self.status().machines {
+            if let Ok(name) = name.parse() {
+                change(&name, machine);
+            }
+        }
+    }
+
+    pub(crate) fn group(&self, group: &GroupName, change: impl FnOnce(&mut GroupStatus)) {
+        change(self.status().groups.entry(group.to_string()).or_default());
     }
 
     pub(crate) fn uploaded(&self, bytes: u64) {

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::landfall::{Disk, Ran, Running, Site};
+use crate::landfall::{Disk, Ran, Running, Site, in_small_file_system};
 
 /// A gateway of a site: its folder stays when the process ends.
 pub struct GatewayHost<'a> {
@@ -76,14 +77,28 @@ impl<'a> GatewayHost<'a> {
         assert_eq!(running.finish().signal(), Some(9), "it ended in another way");
     }
 
+    /// Starts it with a state directory of its own that is empty, on a small file system. `None` where this machine cannot do that.
+    pub fn start_in_small_file_system(&mut self, bytes: u64) -> Option<()> {
+        let folder = self.folder().join("state");
+        self.start_as(&[], |site, command| {
+            let inside = in_small_file_system(&folder, bytes, &command)?;
+            Some(site.environment(inside, &site.folder().join("state")))
+        })
+    }
+
     fn start_with(&mut self, env: &[(&str, &str)]) {
+        let started = self.start_as(env, |_, command| Some(command));
+        assert!(started.is_some(), "a command is started as it is");
+    }
+
+    fn start_as(&mut self, env: &[(&str, &str)], how: impl FnOnce(&Site, Command) -> Option<Command>) -> Option<()> {
         let text = fs::read_to_string(&self.config).expect("own file");
         let listen = text.lines().find(|l| l.starts_with("listen")).expect("a line");
         fs::write(&self.config, text.replace(listen, &format!("listen = \"{}\"", self.address))).expect("own folder");
         let arguments = ["gateway", "run", "--config", plain(&self.config), "--json"];
         let mut command = self.site.command(&self.site.folder().join("state"));
         command.args(arguments).envs(env.iter().copied());
-        let mut running = Running::start(command, &arguments);
+        let mut running = Running::start(how(self.site, command)?, &arguments);
         let mut said = None;
         let heard = running_text(&mut running, |text| {
             said = serde_json::from_str::<Value>(text).ok();
@@ -94,6 +109,7 @@ impl<'a> GatewayHost<'a> {
         self.address = said["listening"].as_str().expect("an address").to_owned();
         self.metrics = said["metrics"].as_str().unwrap_or_default().to_owned();
         self.running = Some(running);
+        Some(())
     }
 
     /// Its address.

@@ -14,6 +14,7 @@ use crate::cancel::Cancel;
 use crate::config::AgentConfig;
 use crate::freeze::Freeze;
 use crate::image::DiskConfig;
+use crate::orders::Orders;
 use crate::ship::{Event, Fault, Shared, Shipped, Shipper};
 use crate::state::StateDir;
 
@@ -143,6 +144,7 @@ impl Machine {
                 freeze: Freeze::of(&self.config()),
                 cancel: Cancel::default(),
                 patient: true,
+                orders: Orders::default(),
                 events: Box::new(move |event| events.lock().expect("events").push(event)),
             });
         }

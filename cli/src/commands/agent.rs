@@ -81,13 +81,14 @@ pub(crate) fn status(common: &Common, file: &AgentFile) -> Result<()> {
         let moment = |m: Option<landfall_model::Timestamp>| m.map_or_else(|| "never".to_owned(), |m| m.to_string());
         let committed = status.last_committed.as_ref();
         format!(
-            "Machine         {}\nGateway         {}\nLast cut        {}\nOn the gateway  {}\nIn the vault    {}\nWaits           {}\nError           {}\n",
+            "Machine         {}\nGateway         {}\nLast cut        {}\nOn the gateway  {}\nIn the vault    {}\nWaits           {}\nHeld            {}\nError           {}\n",
             status.machine,
             status.gateway.as_deref().unwrap_or("none"),
             moment(status.last_cut.map(|c| c.time)),
             moment(status.last_spooled.map(|c| c.time)),
             committed.map_or_else(|| "never".to_owned(), |c| format!("{} (point {})", moment(c.time), c.seq)),
             status.waits.as_deref().unwrap_or("for nothing"),
+            status.held.as_ref().map_or_else(|| "no".to_owned(), |h| format!("since {}: {}", h.since, h.reason)),
             status.error.as_ref().map_or("none", |e| e.text.as_str()),
         )
     })

@@ -1,6 +1,6 @@
 //! `landfall status`: the gateway on this host and its machines.
 
-use landfall_gateway::{GatewayConfig, MachineStatus, Receiving, State, Status};
+use landfall_gateway::{GatewayConfig, GroupStatus, MachineStatus, Receiving, State, Status};
 use landfall_keys::SiteKey;
 use landfall_model::{Error, ErrorKind, MachineName, Result, Timestamp};
 use landfall_vault::now;
@@ -73,6 +73,7 @@ pub(crate) fn run(common: &Common, file: &GatewayFile, only: Option<&MachineName
         "spool_budget_bytes": status.spool_budget_bytes, "configuration": status.configuration,
         "uploaded_bytes": status.uploaded_bytes, "rate": status.rate, "upload_error": status.upload_error,
         "machines": status.machines.iter().map(|(name, m)| machine(name, m, runs)).collect::<Vec<_>>(),
+        "groups": status.groups,
     });
     let details = || status.machines.iter().map(|(name, m)| detail(name, m, runs)).collect();
     output::document(common.json, &value, || if only.is_some() { details() } else { people(&status, runs) })
@@ -154,8 +155,14 @@ fn people(status: &Status, runs: bool) -> String {
             why.or_else(|| m.receiving.as_ref().and_then(progress)).unwrap_or_else(|| "-".to_owned()),
         ]);
     }
+    let group = |(name, g): (&String, &GroupStatus)| {
+        let taken = g.taken.map_or_else(|| "never taken".to_owned(), |t| format!("taken as of {t}"));
+        let missed = g.missed.zip(g.why.as_ref()).map(|(at, why)| format!("; MISSED at {at}: {why}"));
+        format!("Group {name}: {taken}{}\n", missed.unwrap_or_default())
+    };
+    let groups: String = status.groups.iter().map(group).collect();
     format!(
-        "{}Gateway {}; spool {} of {}; uploaded {}; upload error: {}\n{}",
+        "{}{groups}Gateway {}; spool {} of {}; uploaded {}; upload error: {}\n{}",
         output::table(&rows),
         if runs { "running" } else { "NOT RUNNING" },
         output::size(status.spool_bytes),

@@ -403,6 +403,7 @@ impl Agent {
             identity: String::new(),
         };
         let begin = Begin {
+            group: None,
             cycle,
             parent: plan.map(|(parent, _)| parent),
             time: self.time(machine.clock_off),

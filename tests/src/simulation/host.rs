@@ -102,7 +102,13 @@ impl Host {
         state.set_probed(URL)?;
         let vault = Vault::open_with_site_key(store, site).await?;
         let domain = "default".parse().expect("a name");
-        let options = Options { domain, spool_bytes: self.spool_bytes, rules: Rules::default(), names: Vec::new() };
+        let options = Options {
+            domain,
+            spool_bytes: self.spool_bytes,
+            rules: Rules::default(),
+            names: Vec::new(),
+            groups: Vec::new(),
+        };
         Gateway::open(vault, state, &options).await
     }
 
