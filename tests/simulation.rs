@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tracing_subscriber::EnvFilter;
 
 /// Seeds that every run of the tests takes.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 30;
 /// Seeds within which a bug must be seen.
 const SEEDS_OF_A_BUG: u64 = 20;
 
