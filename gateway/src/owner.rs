@@ -32,7 +32,7 @@ use crate::spool::Spool;
 use crate::state::State;
 use crate::tasks::Tasks;
 use crate::upload::{Epoch, Uploader};
-use crate::waiting::{Queue, Waiting, lost};
+use crate::waiting::{HeldLast, Queue, Waiting, lost};
 use crate::{Cancel, Session, coalesce, intake};
 
 /// An epoch is closed after so long: what is sealed later cannot be opened by who finds its key in memory.
@@ -179,7 +179,10 @@ impl Owner {
 
     /// The newest cycle that is spooled or committed.
     pub(crate) fn newest_cycle(&self) -> Option<CycleId> {
-        self.newest.meta().and_then(|m| m.cycle)
+        match self.waiting.last() {
+            Some(last) => last.meta().cycle,
+            None => self.newest.meta().and_then(|m| m.cycle),
+        }
     }
 
     /// The time of the newest committed or spooled point.
@@ -243,6 +246,7 @@ impl Owner {
         if !self.is_alive() {
             return Err(lost().into());
         }
+        self.follow_queue();
         self.check(&begin)?;
         if begin.disks.iter().any(|d| d.whole && !d.excluded) && self.newest.view.is_some() {
             self.shared.listing.catch_up(&self.shared, &self.newest).await?;
@@ -292,21 +296,19 @@ impl Owner {
         let pressed = self.shared.spool.is_pressed();
         let last = self.waiting.hold_last(|last| coalesce::is_due(last, made.signed.point.meta(), pressed));
         if let Some(last) = last {
-            match self.join(session, &last, &made).await {
-                Ok(joined) => {
-                    self.waiting.release_last(Some(joined));
-                    let bodies = [&last.point().body, &made.signed.point.body];
-                    return Ok(Some(bodies.iter().flat_map(|b| b.segments.keys().copied()).collect()));
-                }
+            let bodies = [&last.point().point().body, &made.signed.point.body];
+            let segments = bodies.iter().flat_map(|b| b.segments.keys().copied()).collect();
+            match self.join(session, last, &made).await {
+                Ok(()) => return Ok(Some(segments)),
                 Err(error) => {
                     tracing::warn!(%error, machine = %self.name, "two points that wait were not made one: both are kept");
-                    self.waiting.release_last(None);
                 }
             }
         }
         let key = made.signed.point.key();
         crash_point("spool.before-point");
-        self.shared.spool.put_point(session.machine(), key.timeline, key.seq, made.signed.bytes.clone()).await?;
+        let bytes = made.signed.bytes.clone();
+        self.shared.spool.put_point(session.machine(), key.timeline, key.seq, bytes, || {}).await?;
         crash_point("spool.point-written");
         let pins = self.shared.spool.pins(made.signed.point.body.segments.keys());
         let view = MapView::extended(&self.newest.machine, self.newest.view.take(), made.signed.point);
@@ -317,26 +319,36 @@ impl Owner {
     }
 
     /// Makes one point of the last that waits and the one after it, in the place of the first of both.
-    async fn join(&mut self, session: &Session, last: &Waiting, made: &Made) -> Result<Waiting> {
+    async fn join(&mut self, session: &Session, last: HeldLast, made: &Made) -> Result<()> {
         let shared = &self.shared;
-        let before = shared.bytes_of(&self.newest.machine, last).await?;
+        let before = shared.bytes_of(&self.newest.machine, last.point()).await?;
         let pair = coalesce::Pair {
             machine: &self.newest.machine,
-            earlier: (last.point(), &before),
+            earlier: (last.point().point(), &before),
             later: (&made.signed.point, &made.signed.bytes),
         };
         let uploader = Uploader::to_spool(shared.epoch()?, shared.spool.clone());
         let (signed, inline) = coalesce::merge(session, &uploader, &shared.spool, &pair).await?;
         let key = signed.point.key();
-        crash_point("coalesce.before-point");
-        shared.spool.put_point(session.machine(), key.timeline, key.seq, signed.bytes.clone()).await?;
-        crash_point("coalesce.point-written");
         let pins = shared.spool.pins(signed.point.body.segments.keys());
-        let view = self.newest.view.take().unwrap_or_else(|| last.view.clone()).amended(signed.point);
-        self.newest.view = Some(view.clone());
+        let view = self.newest.view.clone().unwrap_or_else(|| last.point().view.clone()).amended(signed.point);
+        let joined = Waiting::made(view, signed.bytes.clone(), inline, pins);
+        crash_point("coalesce.before-point");
+        let replace = move || last.replace(joined);
+        shared.spool.put_point(session.machine(), key.timeline, key.seq, signed.bytes, replace).await?;
+        crash_point("coalesce.point-written");
+        self.follow_queue();
+        Ok(())
+    }
+
+    /// The newest point is the last that waits, where that became another: also after a link was lost while it did.
+    fn follow_queue(&mut self) {
+        let Some(last) = self.waiting.last() else { return };
+        let same = |view: &MapView| view.point_digest() == last.view.point_digest();
+        let newest = self.newest.view.take();
+        self.newest.view = newest.map(|v| if same(&v) { v } else { v.amended(last.point().clone()) });
         self.newest.line.pop();
-        self.newest.line.push(key);
-        Ok(Waiting::made(view, signed.bytes, inline, pins))
+        self.newest.line.push(last.point().key());
     }
 
     /// Reads what is committed anew, from the newest checkpoint on; what waits stays.

@@ -85,6 +85,8 @@ pub(crate) struct Spool {
     waiting: Mutex<Waiting>,
     /// Told whenever something came or went.
     changed: Notify,
+    /// One record of a machine is written at a time, also where nobody waits for the one before any more.
+    writing: Mutex<HashMap<MachineId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// The record of a point that waits, as its file.
@@ -162,7 +164,14 @@ impl Spool {
         let objects = Store::open(&url).map_err(|e| e.context("the spool"))?;
         vault.look_ahead_in(objects.clone());
         // Epoch keys before what they seal: their names sort first.
-        Ok(Self { root: root.to_owned(), objects, budget, waiting: Mutex::new(waiting), changed: Notify::new() })
+        Ok(Self {
+            root: root.to_owned(),
+            objects,
+            budget,
+            waiting: Mutex::new(waiting),
+            changed: Notify::new(),
+            writing: Mutex::default(),
+        })
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -220,19 +229,32 @@ impl Spool {
         Ok(())
     }
 
-    /// Appends a point behind the others of its machine, or replaces the last.
+    /// Appends a point behind the others of its machine, or replaces the last; `then` is done as soon as it is durable. Where the future is dropped, it
+    /// is done all the same, and before another record of the machine is written.
     ///
     /// # Errors
     /// `NoSpace`, `Unavailable`.
-    pub(crate) async fn put_point(&self, machine: MachineId, timeline: Timeline, seq: Seq, bytes: Bytes) -> Result<()> {
+    pub(crate) async fn put_point(
+        &self,
+        machine: MachineId,
+        timeline: Timeline,
+        seq: Seq,
+        bytes: Bytes,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
         let (points, path) = (self.root.join("points"), self.point(machine, timeline, seq));
+        let turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner).entry(machine).or_default().clone();
+        let turn = turn.lock_owned().await;
         blocking(move || {
+            let _turn = turn;
             let folder = points.join(machine.to_string());
             if !folder.exists() {
                 let make = || fs::create_dir(&folder).and_then(|()| File::open(&points)?.sync_all());
                 make().map_err(|e| failed("make", &folder, e))?;
             }
-            replace(&path, &bytes)
+            replace(&path, &bytes)?;
+            then();
+            Ok(())
         })
         .await
     }
