@@ -16,6 +16,7 @@ mod cancel;
 mod coalesce;
 mod config;
 mod cut;
+mod files;
 mod image;
 mod intake;
 mod ledger;
@@ -49,6 +50,7 @@ use landfall_vault::{DedupIndex, Vault};
 
 pub use cancel::Cancel;
 pub use config::GatewayConfig;
+pub use files::raise_open_files;
 pub use image::DiskSpec;
 pub use registry::Registry;
 pub use replicate::{DiskOutcome, Outcome, Request, replicate};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use landfall_gateway::{Gateway, GatewayConfig, Options, Registry, State};
+use landfall_gateway::{Gateway, GatewayConfig, Options, Registry, State, raise_open_files};
 use landfall_keys::SiteKey;
 use landfall_model::{Error, ErrorKind, Result};
 use landfall_vault::{Store, Vault};
@@ -50,7 +50,8 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
     let gateway = Arc::new(Gateway::open(vault, state, &options).await?);
     let value = json!({ "listening": address, "metrics": metrics_at, "vault": config.vault });
     output::document(common.json, &value, || format!("Listening at {address} for agents; vault {}.\n", config.vault))?;
-    gateway.run(listener, metrics, &options, Limits::default(), interrupt::first()).await
+    let limits = Limits::default().within_open_files(raise_open_files());
+    gateway.run(listener, metrics, &options, limits, interrupt::first()).await
 }
 
 async fn listen(at: &str, key: &str, file: &GatewayFile) -> Result<(TcpListener, String)> {
