@@ -159,7 +159,9 @@ fn ten_thousand_connections_are_bounded_told_once_and_keep_no_machine_from_its_p
     if crowd < CONNECTIONS {
         println!("only {crowd} connections: this machine allows a process {hard} open files");
     }
-    let site = Site::with_vault();
+    let mut site = Site::with_vault();
+    site.set_env("LANDFALL_LOG", "warn");
+    site.set_env("NO_COLOR", "1");
     set_files(FILES_OF_A_SHELL.min(hard));
     let mut gateway = GatewayHost::started(&site, "gw");
     set_files(hard);

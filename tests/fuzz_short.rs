@@ -304,11 +304,12 @@ async fn make_the_seeds() {
                 write("record_header", &format!("point-{seq}"), &bytes[..bytes.len().min(400)])
             }
             Some(layout::Name::Generation(..)) => write("record_header", "generation", &bytes),
-            Some(layout::Name::Lease(..)) => write("record_header", "lease", &bytes),
+            Some(layout::Name::Heartbeat(..)) => write("record_header", "heartbeat", &bytes),
             other => panic!("{name}: {other:?}"),
         }
     }
     write("object_name", "segment", layout::segment(SegmentId::from_bytes([0xab; 32])).as_bytes());
+    write("object_name", "revocation", layout::revocation(machine.id(), Seq(256)).as_bytes());
     write("object_name", "checkpoint", layout::checkpoint(machine.id(), Timeline(1), Seq(256)).as_bytes());
     let recovery = site.recovery_key();
     let ran = site.run(&[

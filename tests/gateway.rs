@@ -104,8 +104,7 @@ fn a_token_works_once_for_its_machine_at_its_gateway() {
     web.ship();
     // Revoked, it is out until it enrols again.
     let revoked = gateway.command(&["gateway", "revoke", "--machine", "web"]).json();
-    // Also the one that the wrong host was given and did not keep.
-    assert_eq!(number(&revoked, "revoked"), 2);
+    assert_eq!(revoked["known"], true, "{revoked}");
     std::thread::sleep(Duration::from_secs(2));
     web.try_ship().assert_refused(exit::KEY, &["revoked"]);
     web.enroll(&gateway);
@@ -507,19 +506,21 @@ fn an_operator_has_a_machine_compared_in_full() {
     let (disk, host) = protected(&site, &gateway, 9 * MIB);
     host.ship();
     host.wait_for_points(1);
-    gateway.command(&["resync", "--machine", "web"]).json();
-    // The vault lost a segment; what an agent sends is not compared with that, but a full comparison stores it again.
-    for segment in site.files("vault/segments") {
-        fs::remove_file(segment).unwrap();
+    // The vault lost a segment; what an agent sends is not compared with that, but a full comparison stores it again: by the gateway that
+    // stored it, and by one that comes anew.
+    for (round, name) in (1..).zip(["gw", "gw-anew"]) {
+        for segment in site.files("vault/segments") {
+            fs::remove_file(segment).unwrap();
+        }
+        let anew = (name != "gw").then(|| GatewayHost::started(&site, name));
+        let gateway = anew.as_ref().unwrap_or(&gateway);
+        gateway.command(&["resync", "--machine", "web"]).json();
+        host.configure(&[gateway.address()], &[("root", disk.as_path())], "");
+        host.ship_until_taken();
+        host.wait_for_points(round + 1);
+        gateway.status_where(|s| s["machines"][0]["resyncs"] == 1 && s["machines"][0]["seq"] == round + 1);
+        site.assert_disk_is("web", "latest", "root", &disk);
     }
-    drop(gateway);
-    let gateway = GatewayHost::started(&site, "gw-anew");
-    gateway.command(&["resync", "--machine", "web"]).json();
-    host.configure(&[gateway.address()], &[("root", disk.as_path())], "");
-    host.ship_until_taken();
-    host.wait_for_points(2);
-    gateway.status_where(|s| s["machines"][0]["resyncs"] == 1 && s["machines"][0]["seq"] == 2);
-    site.assert_disk_is("web", "2", "root", &disk);
 }
 
 #[test]

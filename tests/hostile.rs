@@ -23,9 +23,6 @@ fn a_flipped_byte_in_any_object_is_found_and_no_disk_comes_back_wrong() {
     let mut dice = Dice::new(41);
     let mut story = Story::new(&dice);
     for object in small.objects() {
-        if is_lease_of_the_past(&small, &object) {
-            continue; // A test of its own below.
-        }
         let right = small.read(&object);
         let len = right.len();
         let mut places = vec![0, len / 2, len - 1];
@@ -43,15 +40,6 @@ fn a_flipped_byte_in_any_object_is_found_and_no_disk_comes_back_wrong() {
         }
     }
     small.check();
-}
-
-/// The lease of a generation that another one followed.
-fn is_lease_of_the_past(small: &Small, object: &str) -> bool {
-    let Some(Name::Lease(machine, generation)) = layout::parse(object) else { return false };
-    small
-        .objects()
-        .iter()
-        .any(|o| matches!(layout::parse(o), Some(Name::Generation(m, g)) if m == machine && g > generation))
 }
 
 #[test]
@@ -80,7 +68,7 @@ fn an_epoch_key_that_says_it_is_of_a_later_format_is_damage_of_its_own_chunks() 
 #[test]
 fn an_object_that_is_a_byte_too_short_is_found() {
     let small = Small::full();
-    for object in small.objects().into_iter().filter(|o| !is_lease_of_the_past(&small, o)) {
+    for object in small.objects().into_iter() {
         let right = small.read(&object);
         small.write(&object, &right[..right.len() - 1]);
         small.assert_found(&object, "a byte too short", &right);
@@ -91,7 +79,7 @@ fn an_object_that_is_a_byte_too_short_is_found() {
 #[test]
 fn an_object_that_is_a_byte_too_long_is_found() {
     let small = Small::full();
-    for object in small.objects().into_iter().filter(|o| !is_lease_of_the_past(&small, o)) {
+    for object in small.objects().into_iter() {
         let right = small.read(&object);
         small.write(&object, &[&right[..], &[7]].concat());
         small.assert_found(&object, "a byte too long", &right);
@@ -103,9 +91,6 @@ fn an_object_that_is_a_byte_too_long_is_found() {
 fn an_object_that_was_cut_in_half_or_emptied_is_damage_and_not_a_store_that_is_down() {
     let small = Small::full();
     for object in small.objects() {
-        if is_lease_of_the_past(&small, &object) {
-            continue;
-        }
         let right = small.read(&object);
         small.write(&object, &right[..right.len() / 2]);
         small.assert_found(&object, "cut in half", &right);
@@ -125,7 +110,7 @@ fn two_objects_that_were_swapped_are_found() {
         let right = small.read(object);
         // The next object of its kind, in whatever machine, and one of the same kind of another vault.
         let next = objects[n + 1..].iter().chain(&objects[..n]).find(|o| kind(o) == kind(object) && *o != object);
-        if let Some(next) = next.filter(|o| !is_lease_of_the_past(&small, o) && !is_lease_of_the_past(&small, object)) {
+        if let Some(next) = next {
             let of_next = small.read(next);
             small.write(object, &of_next);
             small.write(next, &right);
@@ -137,9 +122,7 @@ fn two_objects_that_were_swapped_are_found() {
         }
         let foreign = other.objects().into_iter().find(|o| kind(o) == kind(object)).unwrap();
         small.write(object, &other.read(&foreign));
-        if !is_lease_of_the_past(&small, object) {
-            small.assert_found(object, &format!("replaced by {foreign} of another vault"), &right);
-        }
+        small.assert_found(object, &format!("replaced by {foreign} of another vault"), &right);
         small.write(object, &right);
     }
     small.check();
@@ -148,10 +131,7 @@ fn two_objects_that_were_swapped_are_found() {
 #[test]
 fn an_object_that_was_deleted_is_found() {
     let small = Small::full();
-    for object in small.objects() {
-        if is_lease_of_the_past(&small, &object) {
-            continue;
-        }
+    for object in small.objects().into_iter().filter(|o| !is_heartbeat(o)) {
         let right = small.read(&object);
         fs::remove_file(small.vault().join(&object)).unwrap();
         small.assert_found(&object, "deleted", &right);
@@ -159,31 +139,28 @@ fn an_object_that_was_deleted_is_found() {
     small.check();
 }
 
-#[test]
-fn a_lease_of_the_past_that_was_changed_is_found_and_harms_nothing() {
-    let small = Small::full();
-    let leases: Vec<String> = small.objects().into_iter().filter(|o| is_lease_of_the_past(&small, o)).collect();
-    assert_eq!(leases.len(), 1);
-    for object in leases {
-        let right = small.read(&object);
-        let mut wrong = right.clone();
-        wrong[right.len() / 2] ^= 1;
-        small.write(&object, &wrong);
-        small.assert_found(&object, "a byte flipped", &right);
-    }
+/// What need not be there: one that is gone is no other than one that nobody renews.
+fn is_heartbeat(object: &str) -> bool {
+    matches!(layout::parse(object), Some(Name::Heartbeat(_)))
+}
+
+fn heartbeats(small: &Small) -> Vec<String> {
+    small.objects().into_iter().filter(|o| is_heartbeat(o)).collect()
 }
 
 #[test]
-fn a_lease_that_was_rolled_back_harms_nothing() {
+fn a_heartbeat_that_was_rolled_back_or_deleted_harms_nothing() {
     let mut small = Small::full();
-    let leases: Vec<String> = small.objects().into_iter().filter(|o| o.ends_with(".lease")).collect();
+    assert_eq!(heartbeats(&small).len(), 2, "one for each gateway");
     for (n, past) in small.past.clone().iter().enumerate() {
-        for object in &leases {
-            let Ok(older) = fs::read(past.join(object)) else { continue };
+        for object in &heartbeats(&small) {
             let right = small.read(object);
-            small.write(object, &older);
+            match fs::read(past.join(object)) {
+                Ok(older) => small.write(object, &older),
+                Err(_) => fs::remove_file(small.vault().join(object)).unwrap(),
+            }
             let what = format!("{object} is that of after point {n}");
-            // A lease is advice: an older one is no other than one that was not renewed, and is not told apart.
+            // Advice: an older one is no other than one that was not renewed, and is not told apart.
             small.verify().json();
             assert!(small.outcomes(&what).values().all(|code| *code == exit::DONE), "{what}");
             small.write(object, &right);
@@ -197,26 +174,23 @@ fn a_lease_that_was_rolled_back_harms_nothing() {
 }
 
 #[test]
-fn a_damaged_lease_does_not_stop_protection() {
+fn damaged_and_missing_heartbeats_do_not_stop_protection() {
     let mut small = Small::full();
-    let state = small.state();
-    // The newest of each machine: advice, and nothing that a point rests on.
-    let leases = small.objects().into_iter().filter(|o| o.ends_with(".lease") && !is_lease_of_the_past(&small, o));
-    let leases: Vec<(String, Vec<u8>)> = leases.map(|o| (o.clone(), small.read(&o))).collect();
-    for (object, right) in &leases {
-        let mut wrong = right.clone();
-        wrong[right.len() / 2] ^= 1;
-        small.write(object, &wrong);
+    let (state, other) = (small.state(), small.site.folder().join("state-other"));
+    for object in heartbeats(&small) {
+        let mut wrong = small.read(&object);
+        let middle = wrong.len() / 2;
+        wrong[middle] ^= 1;
+        small.write(&object, &wrong);
     }
     disks::write_at(&small.disk("db", "root"), 0, b"more");
     small.point(&state, "db", &["root"]);
+    // Each gateway has put its own right; of another that one cannot be read, or is not there, nothing is known: it is waited for.
     small.point(&state, "web", &["root", "data"]);
-    // The lease of a gateway that is gone is nobody's to renew.
-    for (object, right) in &leases {
-        if is_lease_of_the_past(&small, object) {
-            small.write(object, right);
-        }
+    for object in heartbeats(&small) {
+        fs::remove_file(small.vault().join(&object)).unwrap();
     }
+    small.point(&other, "db", &["root"]);
     small.check();
 }
 
@@ -224,8 +198,8 @@ fn a_damaged_lease_does_not_stop_protection() {
 
 /// Names and contents of everything in the vault, to see that nothing was written.
 fn snapshot(small: &Small) -> BTreeMap<String, Vec<u8>> {
-    // Who writes is claimed before the points are looked at; that overwrites nothing.
-    let own = |o: &String| !o.contains("/generations/");
+    // Who writes is claimed before the points are looked at; that overwrites nothing but the heartbeat.
+    let own = |o: &String| !o.contains("/generations/") && !is_heartbeat(o);
     small.objects().into_iter().filter(own).map(|o| (o.clone(), small.read(&o))).collect()
 }
 
@@ -409,7 +383,7 @@ fn an_object_of_gigabytes_is_refused_and_not_read_into_memory() {
     let mut kinds = Vec::new();
     for object in small.objects() {
         let kind = layout::parse(&object).map(|name| std::mem::discriminant(&name));
-        if kinds.contains(&kind) || is_lease_of_the_past(&small, &object) {
+        if kinds.contains(&kind) {
             continue;
         }
         kinds.push(kind);

@@ -77,11 +77,16 @@ impl Gateways {
     /// Renews the certificate in time, again and again. Ends only when it is dropped.
     pub(crate) async fn keep_renewed(&self, gateways: &[String]) {
         loop {
-            let identity = self.identity();
-            if is_renewal_due(stored(&self.folder), identity.expires(), now()) {
-                self.renew(&identity, gateways).await;
-            }
+            self.renew_if_due(gateways).await;
             tokio::time::sleep(RENEWAL_CHECK).await;
+        }
+    }
+
+    /// Renews the certificate where two thirds of its life are over. That it was not possible is logged: the old one serves on.
+    pub(crate) async fn renew_if_due(&self, gateways: &[String]) {
+        let identity = self.identity();
+        if is_renewal_due(stored(&self.folder), identity.expires(), now()) {
+            self.renew(&identity, gateways).await;
         }
     }
 

@@ -40,13 +40,19 @@ pub async fn run(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Resu
     }
 }
 
-/// Ships one cycle to the first gateway that takes it, and returns when that is durable there.
+/// Ships one cycle to the first gateway that takes it, and returns when that is durable there. Renews the certificate before, where that is
+/// due: a machine that only ever does this must not be locked out.
 ///
 /// # Errors
 /// As for [`run`], and whatever keeps the cycle from being spooled.
 pub async fn run_once(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Result<()> {
     let gateways = Gateways::open(identity, &config.machine)?;
-    Agent::open(config, gateways, cancel)?.run_once().await
+    let agent = Agent::open(config, gateways.clone(), cancel)?;
+    tokio::select! {
+        () = gateways.renew_if_due(&config.gateways) => {}
+        () = cancel.cancelled() => {}
+    }
+    agent.run_once().await
 }
 
 /// A running agent.

@@ -11,12 +11,21 @@
 //! spool = "20GiB"                  # most bytes that wait for the store; the default
 //! rate = "50MiB"                   # most bytes uploaded in a second; default: no limit
 //! metrics = "127.0.0.1:9464"       # /metrics for Prometheus and /health; default: not served
+//!
+//! [store]                          # how the store is reached; default: as the environment says
+//! proxy = "http://proxy.site:3128"
+//! proxy_credentials_file = "/etc/landfall/proxy"   # its first line: user:password
+//! no_proxy = ["store.site"]
+//! ca_files = ["/etc/ssl/own-ca.pem"]               # trusted besides the system's
 //! ```
+
+mod store;
 
 use std::path::{Path, PathBuf};
 
 use landfall_model::{DomainName, Result};
 use landfall_settings::{Source, check_address};
+use landfall_vault::StoreOptions;
 
 const KEYS: &[&str] = &["vault", "site_key", "listen", "names", "state_dir", "domain", "spool", "rate", "metrics"];
 const SPOOL_BYTES: u64 = 20 << 30;
@@ -42,6 +51,8 @@ pub struct GatewayConfig {
     pub rate: Option<u64>,
     /// Where metrics are served: `HOST:PORT`.
     pub metrics: Option<String>,
+    /// How the store is reached.
+    pub store: StoreOptions,
 }
 
 impl GatewayConfig {
@@ -61,7 +72,7 @@ impl GatewayConfig {
         let source = Source::new(text, file);
         let document = source.parse()?;
         let root = source.root(&document);
-        root.only(&["gateway"])?;
+        root.only(&["gateway", "store"])?;
         let table = source.table(root.required("gateway", "add a section [gateway]")?, "[gateway]")?;
         table.only(KEYS)?;
         let vault = table.parsed::<String>("vault", "add vault = \"URL\"")?;
@@ -72,6 +83,7 @@ impl GatewayConfig {
         };
         let names = table.get("names").map(|names| source.texts(names)).transpose()?.unwrap_or_default();
         let default_domain = || "default".parse().map_err(|e| source.wrong(table.place(), e));
+        let store = root.get("store").map(|value| store::options(&source.table(value, "[store]")?)).transpose()?;
         Ok(Self {
             vault,
             site_key: table.path("site_key")?.unwrap_or_default(),
@@ -82,6 +94,7 @@ impl GatewayConfig {
             spool_bytes: table.size("spool")?.unwrap_or(SPOOL_BYTES),
             rate: table.size("rate")?,
             metrics: address("metrics")?,
+            store: store.unwrap_or_default(),
         })
     }
 }

@@ -20,6 +20,8 @@ mod files;
 mod image;
 mod intake;
 mod ledger;
+mod level;
+mod listing;
 mod maps;
 mod metrics;
 mod newest;
@@ -31,6 +33,7 @@ mod region;
 mod registry;
 mod renewal;
 mod replicate;
+mod revoked;
 mod seal;
 mod service;
 mod source;
@@ -54,12 +57,10 @@ pub use files::raise_open_files;
 pub use image::DiskSpec;
 pub use registry::Registry;
 pub use replicate::{DiskOutcome, Outcome, Request, replicate};
+pub use revoked::share_revocations;
 pub use service::{Gateway, Options};
 pub use state::{Lock, State};
 pub use status::{Health, MachineStatus, Status};
-
-/// Zstandard level of chunks where the CPU is what holds the pipeline back.
-const LEVEL: i32 = 1;
 
 /// What all stages of a cycle share.
 struct Session {
@@ -68,8 +69,6 @@ struct Session {
     domain: DomainId,
     progress: Arc<Progress>,
     workers: Arc<pipeline::Workers>,
-    /// Zstandard level of chunks.
-    level: i32,
     pages: Fingerprinter,
     page_sealer: PageSealer,
     /// Bytes in chunks that the vault did not have.
@@ -92,7 +91,6 @@ impl Session {
             domain,
             progress,
             workers,
-            level: LEVEL,
             pages: vault.site().page_fingerprinter(),
             page_sealer: vault.site().index_sealer(),
             new_bytes: AtomicU64::new(0),

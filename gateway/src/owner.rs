@@ -12,16 +12,18 @@ use bytes::Bytes;
 use landfall_model::{
     CycleId, DiskMeta, DomainName, Error, ErrorKind, MachineName, Progress, Result, SegmentId, Seq, Timeline, Timestamp,
 };
-use landfall_vault::{DedupIndex, Machine, MapView, SignedPoint, Tenure, Vault, crash_point, follows, now};
+use landfall_vault::{
+    DedupIndex, Heartbeat, Held, Machine, MapView, SignedPoint, Tenure, Vault, crash_point, follows, now,
+};
 use landfall_wire::{Begin, CycleCheck, FromAgent, Incoming};
 use tokio::sync::mpsc::channel;
 use tokio::sync::{Semaphore, broadcast};
 
+use crate::listing::Listing;
 use crate::newest::{Newest, know_inline_chunks, refuse_rollback, remember};
 use crate::pipeline::{self, TASKS_AHEAD, Workers};
 use crate::point::{self, Cut, Made};
 use crate::rate::Rate;
-use crate::renewal::Renewal;
 use crate::source::Task;
 use crate::spool::Spool;
 use crate::state::State;
@@ -55,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) large: Arc<Semaphore>,
     /// Heads are read, changed and written as one file.
     pub(crate) heads: Mutex<()>,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) listing: Listing,
 }
 
 impl Shared {
@@ -125,7 +129,8 @@ pub(crate) struct Owner {
     committed: Option<Timestamp>,
     waiting: Queue,
     events: broadcast::Sender<Event>,
-    _renewal: Renewal,
+    /// Others see that it is given back when this is dropped.
+    _held: Held,
 }
 
 impl Owner {
@@ -135,12 +140,10 @@ impl Owner {
     /// `Conflict` where another gateway writes it, `Corrupt` where the vault was rolled back, `Unavailable`.
     pub(crate) async fn open(shared: Arc<Shared>, name: &MachineName) -> Result<(Self, broadcast::Receiver<Event>)> {
         let machine = shared.vault.machine(name);
-        let tenure = machine.take(name, shared.state.gateway_id()?, now).await?;
-        let renewal = Renewal::start(tenure.clone());
+        let (tenure, held) = machine.take(name, &shared.heartbeat, now).await?;
         let mut newest = Newest::open(&shared.vault, name).await?;
         let trusted = refuse_rollback(&shared.state, &newest).await?;
-        let domain = shared.vault.site().domain_id(&shared.domain);
-        DedupIndex::catch_up(&shared.index, &shared.vault, &shared.vault.epochs(domain).await?).await?;
+        shared.listing.catch_up(&shared, &newest).await?;
         // Before the spool is taken up: what is not committed is nothing that others may refer to.
         know_inline_chunks(&newest, &shared.index, trusted).await?;
         let committed = newest.meta().map(|m| m.source_time);
@@ -162,7 +165,7 @@ impl Owner {
         };
         tokio::spawn(committer.run());
         let name = name.clone();
-        let owner = Self { shared, name, tenure, newest, committed, waiting, events, _renewal: renewal };
+        let owner = Self { shared, name, tenure, newest, committed, waiting, events, _held: held };
         Ok((owner, from_the_first))
     }
 
@@ -194,16 +197,6 @@ impl Owner {
     /// Whether points wait for their commit.
     pub(crate) fn is_waiting(&self) -> bool {
         self.waiting.len().is_some_and(|n| n > 0)
-    }
-
-    /// Gives the machine back: another gateway need not wait for the lease.
-    pub(crate) async fn close(self) {
-        if !self.is_alive() || self.is_waiting() {
-            return;
-        }
-        if let Err(error) = self.tenure.release(now()).await {
-            tracing::warn!(%error, machine = %self.name, "the lease was not given back");
-        }
     }
 
     fn check(&self, begin: &Begin) -> std::result::Result<(), Refused> {
@@ -242,6 +235,9 @@ impl Owner {
             return Err(lost().into());
         }
         self.check(&begin)?;
+        if begin.disks.iter().any(|d| d.whole && !d.excluded) && self.newest.view.is_some() {
+            self.shared.listing.catch_up(&self.shared, &self.newest).await?;
+        }
         self.waiting.until_below(COMMITS_WAITING_MAX).await?;
         let layers = self.newest.view.as_ref().map_or(0, |v| v.layers().len());
         if layers > LAYERS_MAX + self.waiting.len().unwrap_or(0) {

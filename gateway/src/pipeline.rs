@@ -10,6 +10,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use crate::level::Level;
 use crate::maps::{Inline, Maps};
 use crate::region::{Done, Scanner};
 use crate::seal::{ChunkStore, Packing};
@@ -26,6 +27,8 @@ pub(crate) const TASKS_AHEAD: usize = 8;
 /// The cores that capture, and their buffers, shared by all cycles.
 pub(crate) struct Workers {
     permits: Arc<Semaphore>,
+    /// How hard they compress.
+    pub(crate) level: Level,
     idle: Mutex<HashMap<DomainId, Vec<Kit>>>,
 }
 
@@ -39,7 +42,12 @@ impl Workers {
     pub(crate) fn new() -> Self {
         // One more than cores: one of them is mostly waiting for its disk.
         let count = std::thread::available_parallelism().map_or(2, usize::from).min(WORKERS_MAX - 1) + 1;
-        Self { permits: Arc::new(Semaphore::new(count)), idle: Mutex::default() }
+        Self { permits: Arc::new(Semaphore::new(count)), level: Level::new(), idle: Mutex::default() }
+    }
+
+    /// Whether more could be captured at this moment.
+    pub(crate) fn is_free(&self) -> bool {
+        self.permits.available_permits() > 0
     }
 
     async fn permit(&self) -> Result<OwnedSemaphorePermit> {
@@ -49,12 +57,14 @@ impl Workers {
 
     fn take(&self, session: &Session) -> Result<Kit> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&session.domain).and_then(Vec::pop);
-        if let Some(kit) = idle {
+        let level = self.level.get();
+        if let Some(mut kit) = idle {
+            kit.compressor.set_level(level)?;
             return Ok(kit);
         }
         let (site, domain) = (session.vault.site(), session.domain);
         let scanner = Scanner::new(cut::Cutter::new(site.cut_secret(domain)), site.fingerprinter(domain));
-        Ok(Kit { scanner, compressor: Compressor::new(session.level)? })
+        Ok(Kit { scanner, compressor: Compressor::new(level)? })
     }
 
     fn give_back(&self, domain: DomainId, kit: Kit) {

@@ -1,43 +1,43 @@
-//! What a gateway remembers of its agents: tokens that wait to be used, certificates that were given out, and those that are revoked.
+//! What a gateway remembers of its agents: tokens that wait to be used, and which certificates are revoked.
 //!
 //! ```text
 //! <agents>/tokens/<hash of the secret>     machine and end of validity; deleted when it is used
-//! <agents>/issued/<machine>/<serial>       one certificate, with its end of validity
-//! <agents>/revoked/<serial>                not accepted any more
+//! <agents>/revoked/<machine>-<until>       what the machine enrolled until then (milliseconds since 1970, 16 hex) is refused
 //! <agents>/resync/<machine>                its next cycle is to be compared in full
 //! ```
-//! Files, so that `gateway token` and `gateway revoke` work beside a running gateway. No secret is in them.
+//! Files, so that `gateway token` and `gateway revoke` work beside a running gateway. No secret is in them. The vault has the revocations
+//! too, for all gateways ([`crate::revoked`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use data_encoding::HEXLOWER;
-use landfall_model::{Error, ErrorKind, MachineName, Result, Timestamp};
+use landfall_model::{Error, ErrorKind, MachineName, Result, RevocationMeta, Seq, Timestamp};
 use landfall_vault::now;
-use landfall_wire::pki::Token;
+use landfall_wire::pki::{BACKDATED, Token};
 use serde::{Deserialize, Serialize};
 
 use crate::state::replace;
 
-/// Tokens, issued and revoked certificates of one vault's agents.
+/// A revocation reaches so far into the future: what a gateway enrolled whose clock is ahead is revoked too. A certificate that says to be of
+/// still later is not valid yet. Machines that enrol again say that they did so after it; the rest of the hour is for hosts whose clocks are behind.
+const AHEAD: Duration = BACKDATED.saturating_sub(Duration::from_secs(5 * 60));
+/// Certificates say the second of their enrolment: what is revoked a second time lies so far behind what was enrolled in between.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Tokens and revocations of one vault's agents.
 pub struct Registry {
     folder: PathBuf,
     /// As of the last look: asked for each call, so no disk is read then.
-    revoked: RwLock<BTreeSet<String>>,
+    revoked: RwLock<BTreeMap<MachineName, BTreeSet<Timestamp>>>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Waiting {
     machine: MachineName,
-    expires: Timestamp,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Issued {
     expires: Timestamp,
 }
 
@@ -70,7 +70,7 @@ impl Registry {
     /// # Errors
     /// `Usage`, `NoSpace` of the folder.
     pub fn open(folder: PathBuf) -> Result<Self> {
-        for part in ["tokens", "issued", "revoked", "resync"] {
+        for part in ["tokens", "revoked", "resync"] {
             let part = folder.join(part);
             fs::create_dir_all(&part).map_err(|e| failed("make", &part, e))?;
         }
@@ -84,8 +84,7 @@ impl Registry {
     /// # Errors
     /// `NoSpace`, `Usage` of the folder.
     pub fn add_token(&self, token: &Token, machine: &MachineName, valid: Duration) -> Result<Timestamp> {
-        let millis = i64::try_from(valid.as_millis()).unwrap_or(i64::MAX);
-        let expires = Timestamp::from_millis(now().millis().saturating_add(millis));
+        let expires = later(now(), valid);
         let waiting = Waiting { machine: machine.clone(), expires };
         replace(&self.folder.join("tokens").join(token.secret_hash().to_string()), &json(&waiting)?)?;
         Ok(expires)
@@ -112,31 +111,48 @@ impl Registry {
         if waiting.expires <= now() { Err(refused()) } else { Ok(waiting.machine) }
     }
 
-    /// Remembers a certificate that was given out.
+    /// Revokes every certificate of a machine of an enrolment until now, whichever gateway enrolled it and whichever renews it.
     ///
     /// # Errors
     /// `NoSpace`, `Usage` of the folder.
-    pub(crate) fn add_issued(&self, machine: &MachineName, serial: &[u8], expires: Timestamp) -> Result<()> {
-        let folder = self.folder.join("issued").join(machine.as_str());
-        fs::create_dir_all(&folder).map_err(|e| failed("make", &folder, e))?;
-        replace(&folder.join(HEXLOWER.encode(serial)), &json(&Issued { expires })?)
+    pub fn revoke(&self, machine: &MachineName) -> Result<RevocationMeta> {
+        self.look()?;
+        let (until, again) = (later(now(), AHEAD), self.revoked_until(machine).map(|last| later(last, AGAIN)));
+        let until = again.map_or(until, |again| until.max(again));
+        let revocation = RevocationMeta { machine: machine.clone(), until };
+        self.learn(&revocation)?;
+        Ok(revocation)
     }
 
-    /// Revokes every certificate of a machine that this gateway gave out; returns how many.
+    /// Adds a revocation, from whichever gateway it comes.
     ///
     /// # Errors
-    /// `NotFound` where it gave out none.
-    pub fn revoke(&self, machine: &MachineName) -> Result<usize> {
-        let serials = names(&self.folder.join("issued").join(machine.as_str()))?;
-        if serials.is_empty() {
-            let why = format!("this gateway gave no certificate to machine {machine}; it is revoked where it enrolled");
-            return Err(Error::new(ErrorKind::NotFound, why));
-        }
-        for serial in &serials {
-            replace(&self.folder.join("revoked").join(serial), b"")?;
-        }
-        self.look()?;
-        Ok(serials.len())
+    /// `NoSpace`, `Usage` of the folder.
+    pub(crate) fn learn(&self, revocation: &RevocationMeta) -> Result<()> {
+        let until = Seq(u64::try_from(revocation.until.millis()).unwrap_or(0));
+        let name = format!("{}-{}", revocation.machine, until.key());
+        replace(&self.folder.join("revoked").join(name), b"")?;
+        self.look()
+    }
+
+    /// All that is revoked.
+    pub(crate) fn revocations(&self) -> Vec<RevocationMeta> {
+        let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |(machine, times): (&MachineName, &BTreeSet<Timestamp>)| {
+            times.iter().map(|until| RevocationMeta { machine: machine.clone(), until: *until }).collect::<Vec<_>>()
+        };
+        revoked.iter().flat_map(of).collect()
+    }
+
+    fn revoked_until(&self, machine: &MachineName) -> Option<Timestamp> {
+        let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
+        revoked.get(machine).and_then(|times| times.last().copied())
+    }
+
+    /// The moment that the certificate of a machine that enrols now says: after all that is revoked of it.
+    pub(crate) fn enrolment(&self, machine: &MachineName) -> Timestamp {
+        let after = self.revoked_until(machine).map(|last| Timestamp::from_millis((last.millis() / 1000 + 1) * 1000));
+        after.map_or(now(), |after| now().max(after))
     }
 
     /// Asks for a full comparison of a machine at its next cycle.
@@ -157,13 +173,70 @@ impl Registry {
     /// # Errors
     /// `Unavailable`.
     pub(crate) fn look(&self) -> Result<()> {
-        let revoked = names(&self.folder.join("revoked"))?.into_iter().collect();
+        let mut revoked: BTreeMap<MachineName, BTreeSet<Timestamp>> = BTreeMap::new();
+        for (machine, until) in names(&self.folder.join("revoked"))?.iter().filter_map(|name| parse(name)) {
+            revoked.entry(machine).or_default().insert(until);
+        }
         *self.revoked.write().unwrap_or_else(PoisonError::into_inner) = revoked;
         Ok(())
     }
 
-    /// Whether a certificate is revoked.
-    pub(crate) fn is_revoked(&self, serial: &[u8]) -> bool {
-        self.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(&HEXLOWER.encode(serial))
+    /// Whether a machine's certificate of this enrolment is revoked.
+    pub(crate) fn is_revoked(&self, machine: &MachineName, enrolled: Timestamp) -> bool {
+        self.revoked_until(machine).is_some_and(|until| enrolled <= until)
+    }
+}
+
+fn later(time: Timestamp, by: Duration) -> Timestamp {
+    Timestamp::from_millis(time.millis().saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
+}
+
+/// Machine and time of a revocation's file.
+fn parse(name: &str) -> Option<(MachineName, Timestamp)> {
+    let (machine, until) = name.rsplit_once('-')?;
+    let until = i64::try_from(Seq::from_key(until).ok()?.0).ok()?;
+    Some((machine.parse().ok()?, Timestamp::from_millis(until)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(name: &str) -> MachineName {
+        name.parse().expect("a name")
+    }
+
+    /// As a certificate says it.
+    fn second(time: Timestamp) -> Timestamp {
+        Timestamp::from_millis(time.millis() / 1000 * 1000)
+    }
+
+    #[test]
+    fn what_was_enrolled_until_a_revocation_is_refused_and_what_comes_after_is_not_however_soon() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let registry = Registry::open(folder.path().to_owned()).expect("opens");
+        // Names with the separator in them, and one that looks like a file that is being written.
+        for name in ["web", "web-1", "web-000000000000002a", "web.new"] {
+            let (name, mut enrolled) = (machine(name), Vec::new());
+            for round in 0..4 {
+                enrolled.push(second(registry.enrolment(&name)));
+                assert!(!registry.is_revoked(&name, enrolled[round]), "{name}: enrolled after {round} revocations");
+                let revocation = registry.revoke(&name).expect("revoked");
+                assert!(registry.revocations().contains(&revocation));
+                // And what a gateway enrolled whose clock is ahead; but what enrols again has a certificate that is valid.
+                assert!(registry.is_revoked(&name, later(now(), Duration::from_secs(50 * 60))));
+                assert!(registry.enrolment(&name) < later(now(), BACKDATED - Duration::from_secs(60)));
+                assert!(enrolled.iter().all(|e| registry.is_revoked(&name, *e)), "{name}: round {round}");
+            }
+        }
+        assert!(!registry.is_revoked(&machine("db"), second(now())), "nothing was said of it");
+        // Another process of the same folder, and a gateway that was told, refuse the same.
+        let (again, other) =
+            (Registry::open(folder.path().to_owned()).expect("opens"), tempfile::tempdir().expect("one"));
+        let told = Registry::open(other.path().to_owned()).expect("opens");
+        registry.revocations().iter().rev().for_each(|r| told.learn(r).expect("learnt"));
+        assert_eq!(again.revocations(), registry.revocations());
+        assert_eq!(told.revocations(), registry.revocations());
+        assert_eq!(registry.revocations().len(), 16);
     }
 }

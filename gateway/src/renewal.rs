@@ -1,17 +1,20 @@
-//! The lease of a machine that is being written.
+//! The heartbeat of this gateway, kept beating.
 
-use landfall_vault::{LEASE_RENEWAL, Tenure, now};
+use landfall_vault::{HEARTBEAT_EVERY, Heartbeat};
 
-/// Renews the lease in the background until it is dropped.
+/// Renews the heartbeat in the background, and at once when a machine was given back; until it is dropped. One task for all machines.
 pub(crate) struct Renewal(tokio::task::JoinHandle<()>);
 
 impl Renewal {
-    pub(crate) fn start(tenure: Tenure) -> Self {
+    pub(crate) fn start(heartbeat: Heartbeat) -> Self {
         Self(tokio::spawn(async move {
             loop {
-                tokio::time::sleep(LEASE_RENEWAL).await;
-                if let Err(error) = tenure.renew(now()).await {
-                    tracing::warn!(%error, "the lease was not renewed");
+                tokio::select! {
+                    () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
+                    () = heartbeat.given_back() => {}
+                }
+                if let Err(error) = heartbeat.renew().await {
+                    tracing::warn!(%error, "the heartbeat was not renewed");
                 }
             }
         }))

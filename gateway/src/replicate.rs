@@ -15,7 +15,7 @@ use landfall_model::{
     DiskName, DomainName, Error, ErrorKind, Extent, MachineName, PointMeta, Progress, RegionMap, Result, Seq, Timeline,
     Timestamp,
 };
-use landfall_vault::{DedupIndex, MapView, Tenure, Vault, crash_point, now, region_count, region_len};
+use landfall_vault::{DedupIndex, Heartbeat, MapView, Tenure, Vault, crash_point, now, region_count, region_len};
 use tokio::sync::mpsc::{Sender, channel};
 
 use crate::image::{DiskSpec, OpenDisk, Quiesce, open_disks};
@@ -100,15 +100,16 @@ pub async fn replicate(
     if request.consistency_command.is_none() {
         open_disks(&request.disks, None, Seq::FIRST)?;
     }
-    let tenure = machine.take(&request.machine, state.gateway_id()?, now).await?;
-    let renewal = Renewal::start(tenure.clone());
+    let heartbeat = Heartbeat::new(vault, state.gateway_id()?);
+    let (tenure, held) = machine.take(&request.machine, &heartbeat, now).await?;
+    let renewal = Renewal::start(heartbeat.clone());
     let outcome = cycle(vault, state, request, progress, cancel, &tenure, start).await;
     drop(renewal);
     crash_point("replicate.before-release");
-    let released = tenure.release(now()).await;
-    if let Err(error) = released {
-        // The point stands; the next gateway waits for the lease to run out.
-        tracing::warn!(%error, "the lease was not given back");
+    drop(held);
+    if let Err(error) = heartbeat.tell().await {
+        // The point stands; the next gateway waits until this heartbeat has died.
+        tracing::warn!(%error, "the machine was not given back");
     }
     outcome
 }
@@ -152,7 +153,7 @@ async fn cycle(
     source_time(newest.meta(), request.accept_clock)?;
     let domain = vault.site().domain_id(&request.domain);
     let index = Arc::new(RwLock::new(DedupIndex::open(&state.index_path())?));
-    DedupIndex::catch_up(&index, vault, &vault.epochs(domain).await?).await?;
+    DedupIndex::catch_up(&index, vault, domain).await?;
     know_inline_chunks(&newest, &index, trusted).await?;
     let workers = Arc::new(Workers::new());
     let session = Arc::new(Session::new(vault, index, newest.machine.id(), domain, progress.clone(), workers, None));

@@ -6,18 +6,21 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
-use landfall_vault::{DedupIndex, Vault, crash_point, layout, segment};
-use landfall_wire::pki::{Authority, Certificate};
-use landfall_wire::server::{Limits, Service};
+use landfall_vault::{DedupIndex, Heartbeat, Vault, crash_point, layout, segment};
+use landfall_wire::pki::Authority;
+use landfall_wire::server::{Limits, Service, alive_while};
 use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_version};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::listing::Listing;
 use crate::owner::{Event, LARGE_CYCLES, Owner, Refused, Shared};
 use crate::pipeline::Workers;
 use crate::rate::Rate;
 use crate::registry::Registry;
+use crate::renewal::Renewal;
 use crate::replicate::probe;
+use crate::revoked::share_revocations;
 use crate::spool::Spool;
 use crate::state::{Lock, State};
 use crate::status::{Board, MachineStatus};
@@ -43,6 +46,10 @@ const RELEASE_AFTER: Duration = Duration::from_secs(5);
 const TAKE_UP_RETRY: Duration = Duration::from_secs(30);
 /// How often the files of the registry are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often revocations are looked for in the vault: one listing of a folder that has one object for each.
+const SHARE_EVERY: Duration = Duration::from_secs(30);
+/// How long an enrolment waits for that.
+const SHARE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Certificates of agents are valid for so long; they are renewed after two thirds of it.
 const CERTIFICATE_VALID: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -72,6 +79,7 @@ pub struct Gateway {
     authority: Arc<Authority>,
     slots: Mutex<HashMap<MachineName, Arc<Slot>>>,
     board: Arc<Board>,
+    _renewal: Renewal,
     _lock: Lock,
 }
 
@@ -85,7 +93,10 @@ impl Gateway {
         probe(&vault, &state).await?;
         let spool = Arc::new(Spool::open(&state.spool_path(), options.spool_bytes, &vault)?);
         let index = Arc::new(RwLock::new(DedupIndex::open(&state.index_path())?));
+        let heartbeat = Heartbeat::new(&vault, state.gateway_id()?);
+        let renewal = Renewal::start(heartbeat.clone());
         let registry = Arc::new(Registry::open(state.agents_path())?);
+        share(&vault, &registry).await;
         let authority = Arc::new(Authority::from_seed(vault.site().agent_authority_seed().as_bytes())?);
         let board = Arc::new(Board::new(state.status_path(), options.spool_bytes));
         let shared = Arc::new(Shared {
@@ -99,8 +110,10 @@ impl Gateway {
             epoch: Mutex::default(),
             large: Arc::new(tokio::sync::Semaphore::new(LARGE_CYCLES)),
             heads: Mutex::default(),
+            heartbeat,
+            listing: Listing::default(),
         });
-        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, _lock: lock })
+        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, _renewal: renewal, _lock: lock })
     }
 
     /// Serves agents at `listener`, and metrics where they are wanted, until `stop` is ready; then links end, and what is spooled stays for the
@@ -120,25 +133,36 @@ impl Gateway {
         let uploads = tokio::spawn(upload(self.shared.clone(), self.board.clone(), ended.clone()));
         let (board, spool) = (self.board.clone(), self.shared.spool.clone());
         let looks = tokio::spawn(look(self.registry.clone(), board.clone(), spool.clone(), ended.clone()));
+        let shares = share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended.clone());
+        let shares = tokio::spawn(shares);
         let metrics = metrics.map(|listener| tokio::spawn(crate::metrics::serve(listener, board, spool, ended)));
         self.take_up_spooled();
         let served =
             landfall_wire::server::serve(listener, self.authority.clone(), &options.names, self.clone(), limits, stop);
         let outcome = served.await;
         ending.send_replace(true);
-        let slots: Vec<Arc<Slot>> = self.slots().values().cloned().collect();
-        for slot in slots {
-            if let Some(owner) = slot.owner.lock().await.take() {
-                owner.close().await;
-            }
-        }
-        for task in [uploads, looks] {
+        self.give_back().await;
+        for task in [uploads, looks, shares] {
             let _ = task.await;
         }
         if let Some(metrics) = metrics {
             metrics.abort();
         }
         outcome
+    }
+
+    /// Gives all machines back but those of which something waits in the spool: others wait for these, as for those of a gateway that died,
+    /// because its next run is the one that can commit what waits.
+    async fn give_back(&self) {
+        let slots: Vec<Arc<Slot>> = self.slots().values().cloned().collect();
+        let mut waiting = Vec::new();
+        for slot in slots {
+            waiting.extend(slot.owner.lock().await.take().filter(Owner::is_waiting));
+        }
+        let heartbeat = &self.shared.heartbeat;
+        if let Err(error) = heartbeat.renew().await {
+            tracing::warn!(%error, "the machines were not given back: another gateway waits for them");
+        }
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<MachineName, Arc<Slot>>> {
@@ -190,9 +214,7 @@ impl Gateway {
                 if owner.as_ref().is_some_and(Owner::is_waiting) {
                     continue;
                 }
-                if let Some(open) = owner.take() {
-                    open.close().await;
-                }
+                *owner = None;
                 return;
             }
         });
@@ -214,6 +236,8 @@ impl Gateway {
                     let time = begin.time;
                     let asked = begin.parent.is_some() && self.registry.take_resync(machine);
                     let taken = if asked {
+                        // What the vault has lost is to be known to be gone.
+                        self.shared.listing.expire();
                         Err(Refused::Resync("an operator asked for a full comparison".to_owned()))
                     } else {
                         owner.cycle(begin, from).await
@@ -318,13 +342,14 @@ impl Service for Gateway {
         let machine = peer.machine;
         let slot = self.slot(&machine);
         let busy = || Error::new(ErrorKind::Unavailable, "another link of this machine is open; try again");
-        let mut owner = tokio::time::timeout(LINK_WAIT_MAX, slot.owner.lock()).await.map_err(|_| busy())?;
+        let waited = alive_while(&to, tokio::time::timeout(LINK_WAIT_MAX, slot.owner.lock())).await;
+        let mut owner = waited.map_err(|_| busy())?;
         if owner.as_ref().is_some_and(|o| !o.is_alive()) {
             *owner = None;
         }
         let opened = match owner.take() {
             Some(opened) => opened,
-            None => open(self.shared.clone(), self.board.clone(), &machine).await?,
+            None => alive_while(&to, open(self.shared.clone(), self.board.clone(), &machine)).await?,
         };
         let opened = owner.insert(opened);
         self.board.change(&machine, MachineStatus::linked);
@@ -339,24 +364,18 @@ impl Service for Gateway {
     async fn enroll(&self, address: SocketAddr, token_secret: [u8; 16], csr: Vec<u8>) -> Result<Vec<u8>> {
         let machine = self.registry.use_token(&token_secret)?;
         tracing::info!(%machine, %address, "a machine enrolled");
-        self.issue(&machine, &csr)
+        // It is of after every revocation, also of one that somebody said elsewhere a moment ago.
+        let _ = tokio::time::timeout(SHARE_WAIT_MAX, share(&self.shared.vault, &self.registry)).await;
+        self.authority.sign_agent(&csr, &machine, self.registry.enrolment(&machine), CERTIFICATE_VALID)
     }
 
     async fn renew(&self, peer: Peer, csr: Vec<u8>) -> Result<Vec<u8>> {
-        self.issue(&peer.machine, &csr)
+        // Of the same enrolment: whatever is revoked of it stays so, even where this gateway has not heard yet.
+        self.authority.sign_agent(&csr, &peer.machine, peer.enrolled, CERTIFICATE_VALID)
     }
 
-    fn is_revoked(&self, serial: &[u8]) -> bool {
-        self.registry.is_revoked(serial)
-    }
-}
-
-impl Gateway {
-    fn issue(&self, machine: &MachineName, csr: &[u8]) -> Result<Vec<u8>> {
-        let certificate = self.authority.sign_agent(csr, machine, CERTIFICATE_VALID)?;
-        let facts = Certificate::read(&certificate)?;
-        self.registry.add_issued(machine, &facts.serial, facts.not_after)?;
-        Ok(certificate)
+    fn is_revoked(&self, peer: &Peer) -> bool {
+        self.registry.is_revoked(&peer.machine, peer.enrolled)
     }
 }
 
@@ -402,10 +421,8 @@ async fn upload_lane(shared: &Shared, board: &Board, works: &tokio::sync::Notify
 }
 
 async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
-    let Some(bytes) = shared.spool.read(name).await? else { return Ok(0) };
+    let Some(bytes) = shared.spool.read(name, &shared.vault).await? else { return Ok(0) };
     let size = bytes.len() as u64;
-    // The last look before the store has it for good.
-    shared.vault.check_object(name, &bytes).map_err(|e| e.context("in the spool"))?;
     shared.rate.take(size).await;
     put_object(&shared.vault, name, bytes.clone()).await?;
     if let Some(layout::Name::Segment(id)) = layout::parse(name) {
@@ -426,7 +443,7 @@ async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
 async fn look(registry: Arc<Registry>, board: Arc<Board>, spool: Arc<Spool>, mut ended: watch::Receiver<bool>) {
     loop {
         if let Err(error) = registry.look() {
-            tracing::warn!(%error, "revoked certificates cannot be read");
+            tracing::warn!(%error, "revocations cannot be read");
         }
         if let Err(error) = board.write(spool.bytes()) {
             tracing::warn!(%error, "the status cannot be written");
@@ -437,3 +454,25 @@ async fn look(registry: Arc<Registry>, board: Arc<Board>, spool: Arc<Spool>, mut
         }
     }
 }
+
+async fn share(vault: &Vault, registry: &Registry) {
+    if let Err(error) = share_revocations(vault, registry).await {
+        tracing::warn!(%error, "revocations are not shared with other gateways; those that are known here hold");
+    }
+}
+
+async fn share_again_and_again(vault: Vault, registry: Arc<Registry>, mut ended: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SHARE_EVERY) => {}
+            _ = ended.wait_for(|e| *e) => return,
+        }
+        tokio::select! {
+            () = share(&vault, &registry) => {}
+            _ = ended.wait_for(|e| *e) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

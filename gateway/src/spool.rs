@@ -352,11 +352,11 @@ impl Spool {
         self.until(|w| w.queue.pop_front()).await
     }
 
-    /// The bytes of an object; none where it need not be uploaded any more.
+    /// The bytes of an object, as its name says; none where it need not be uploaded any more.
     ///
     /// # Errors
-    /// `Unavailable`, `Corrupt` where it is gone.
-    pub(crate) async fn read(&self, name: &str) -> Result<Option<Bytes>> {
+    /// `Unavailable`, `Corrupt` where it is gone or damaged.
+    pub(crate) async fn read(&self, name: &str, vault: &Vault) -> Result<Option<Bytes>> {
         if let Some(bytes) = self.waiting().hot.get(name) {
             return Ok(Some(bytes.clone()));
         }
@@ -364,7 +364,14 @@ impl Spool {
             None if self.waiting().sizes.contains_key(name) => {
                 Err(Error::corrupt(format!("{name} is gone from the spool: it was deleted by somebody else")))
             }
-            bytes => Ok(bytes),
+            bytes => {
+                // The last look before the store has it for good. What never left the memory was named a moment ago.
+                bytes
+                    .iter()
+                    .try_for_each(|bytes| vault.check_object(name, bytes))
+                    .map_err(|e| e.context("in the spool"))?;
+                Ok(bytes)
+            }
         }
     }
 

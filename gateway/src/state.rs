@@ -7,11 +7,11 @@
 //! <state>/<vault id>/heads.json  newest point seen of each machine: rollback of the vault is found by it
 //! <state>/<vault id>/probed      the store passed its probe
 //! <state>/<vault id>/spool/      of a gateway: what waits for the store
-//! <state>/<vault id>/agents/     of a gateway: tokens, certificates given out and revoked
+//! <state>/<vault id>/agents/     of a gateway: tokens, and what is revoked
 //! <state>/<vault id>/status.json of a gateway: how it is, written every second
 //! ```
-//! No key and no plain text is in it. Losing it costs a wait for the lease and a listing of the vault; of a gateway, also the points that
-//! were not uploaded yet, whose changes its agents send again, and the list of revoked certificates.
+//! No key and no plain text is in it. Losing it costs a wait for a heartbeat and a listing of the vault; of a gateway, also the points that
+//! were not uploaded yet, whose changes its agents send again, tokens, and revocations that the vault does not have yet.
 
 use std::fs::{self, File};
 use std::io::Write;

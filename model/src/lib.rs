@@ -20,6 +20,8 @@ pub use id::{
 };
 pub use map::{ChunkRef, Codec, Entry, EntryKind, Location, MapError, RegionMap, Source};
 pub use name::{DiskName, DomainName, MachineName, NameError};
-pub use point::{Consistency, Counters, DiskMeta, GenerationMeta, LeaseMeta, MachineShape, Nic, PointMeta};
+pub use point::{
+    Consistency, Counters, DiskMeta, GenerationMeta, HeartbeatMeta, MachineShape, Nic, PointMeta, RevocationMeta,
+};
 pub use progress::Progress;
 pub use time::{TimeError, Timestamp};

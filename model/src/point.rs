@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CycleId, DiskName, DomainName, GatewayId, MachineName, Seq, Timestamp};
+use crate::{CycleId, DiskName, DomainName, GatewayId, MachineId, MachineName, Seq, Timestamp};
 
 /// What a point guarantees.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -115,17 +115,24 @@ pub struct GenerationMeta {
     pub claimed: Timestamp,
 }
 
-/// Body of a lease record: is the writer alive. Advisory: correctness never rests on it.
+/// Body of a heartbeat record: a gateway lives, and holds these machines. Advisory: correctness never rests on it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct LeaseMeta {
-    /// The machine.
-    pub machine: MachineName,
-    /// The gateway that holds it.
+pub struct HeartbeatMeta {
+    /// The gateway.
     pub gateway: GatewayId,
     /// When it was last renewed, by the gateway's clock.
     pub renewed: Timestamp,
-    /// Unchanged for so long, it is given up.
+    /// Unchanged for so long, what the gateway held is given up.
     pub ttl_ms: u64,
-    /// Given back in order.
-    pub released: bool,
+    /// The machines that it holds, ascending: one that is not here was given back, or never taken.
+    pub machines: Vec<MachineId>,
+}
+
+/// Body of a revocation record: certificates of a machine that enrolled until then are refused.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RevocationMeta {
+    /// The machine.
+    pub machine: MachineName,
+    /// The last moment of an enrolment that is refused.
+    pub until: Timestamp,
 }

@@ -157,7 +157,8 @@ pub(crate) fn object_name(data: &[u8]) -> bool {
         Name::Epoch(domain, epoch, recipient) => layout::epoch(domain, epoch, recipient),
         Name::Segment(id) => layout::segment(id),
         Name::Generation(machine, generation) => layout::generation(machine, generation),
-        Name::Lease(machine, generation) => layout::lease(machine, generation),
+        Name::Heartbeat(gateway) => layout::heartbeat(gateway),
+        Name::Revocation(machine, until) => layout::revocation(machine, until),
         Name::Point(machine, timeline, seq) => layout::point(machine, timeline, seq),
         Name::Checkpoint(machine, timeline, seq) => layout::checkpoint(machine, timeline, seq),
     };

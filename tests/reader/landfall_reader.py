@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 FORMAT = 1
 MAX_CHUNK, MAX_PAGE, MAX_SEGMENT = 262144, 4194304, 67108864
-POINT, CHECKPOINT, GENERATION, LEASE = 1, 2, 3, 4
+POINT, CHECKPOINT, GENERATION, HEARTBEAT, REVOCATION = 1, 2, 3, 4, 5
 ZERO_ID = bytes(16)
 
 class Refused(Exception):
@@ -312,11 +312,12 @@ class Record:
         self.digest, self.site = digest(signed), vault.site_key(signer)
         key = expand(self.site.index, "landfall/1/record", b[160:176], 32)
         body = packed_block(unseal(key, b[:160], signed[176:], name), 1 << 30, name)
-        if kind in (GENERATION, LEASE):
+        if kind in (GENERATION, HEARTBEAT, REVOCATION):
             self.meta = json.loads(bytes(body))
         else:
             self.read_body(Cursor(body, name))
-        check(self.site.machine_id(self.meta["machine"]) == machine_id, f"{name}: of another machine")
+        of = bytes.fromhex(self.meta["gateway"]) if kind == HEARTBEAT else self.site.machine_id(self.meta["machine"])
+        check(of == machine_id, f"{name}: of another machine or gateway")
 
     def read_body(self, c):
         name = self.name
@@ -389,10 +390,10 @@ class Machine:
         return next(iter((self.points or self.checkpoints).values())).meta["machine"]
 
     def generations(self):
-        """The records of who wrote, and their leases: no restore needs them."""
+        """The records of who wrote: no restore needs them."""
         folder = f"machines/{self.id.hex()}/generations"
-        for n in self.vault.names(folder, r"[0-9a-f]{16}(\.lease)?"):
-            yield Record(self.vault, f"{folder}/{n}", LEASE if "." in n else GENERATION, self.id, generation=int(n[:16], 16))
+        for n in self.vault.names(folder, "[0-9a-f]{16}"):
+            yield Record(self.vault, f"{folder}/{n}", GENERATION, self.id, generation=int(n, 16))
 
     def history(self, timeline, seq, base_seq):
         """Section 9: the records that make up a disk, oldest first: a checkpoint if there is one, and the points after it."""
@@ -486,13 +487,25 @@ def zero(out, at, length):
 
 # --- The command --------------------------------------------------------------------------------------------------------
 
+def beside_the_points(vault):
+    """Section 8: heartbeats and revocations. No restore needs them."""
+    for n in vault.names("gateways", "[0-9a-f]{32}"):
+        yield Record(vault, f"gateways/{n}", HEARTBEAT, bytes.fromhex(n), generation=0)
+    for m in vault.names("revoked", "[0-9a-f]{32}"):
+        for n in vault.names(f"revoked/{m}", "[0-9a-f]{16}"):
+            yield Record(vault, f"revoked/{m}/{n}", REVOCATION, bytes.fromhex(m), seq=int(n, 16), generation=0)
+
 def list_points(vault, args):
+    for r in beside_the_points(vault):
+        if r.kind == HEARTBEAT:
+            print(f"gateway {r.meta['gateway']}  alive {r.meta['renewed']}  holds {len(r.meta['machines'])}")
+        else:
+            print(f"revoked {r.meta['machine']}  enrolments until {r.meta['until']}")
     machines = [m for m in (Machine(vault, i) for i in vault.machine_ids()) if m.points]
     for m in sorted(machines, key=Machine.name):
         print(f"{m.name()}  {m.id.hex()}")
         for g in m.generations():
-            what = f"claimed {g.meta['claimed']}" if g.kind == GENERATION else f"lease of {g.meta['renewed']}, released {g.meta['released']}"
-            print(f"  generation {g.generation}  {what}")
+            print(f"  generation {g.generation}  claimed {g.meta['claimed']}")
         for (timeline, seq), p in sorted(m.points.items()):
             disks = " ".join(f"{d['name']}={'excluded' if d['excluded'] else d['size']}" for d in p.meta["disks"])
             mark = "  checkpoint" if (timeline, seq) in m.checkpoints else ""

@@ -5,6 +5,7 @@
 //! | [`peers`] | Azurite, moto, our GCS emulator and a local directory, each started for one test and stopped after it |
 //! | [`gcs`] | the XML API of Google Cloud Storage, in memory: nothing off the shelf speaks it |
 //! | [`proxy`] | a reverse proxy that answers 503 or 409, stalls, resets, loses answers, and makes a store lie |
+//! | [`tunnel`], [`tls`] | a forward proxy that wants credentials; TLS before a peer, with an authority of its own |
 //! | [`faults`] | the same fault model as an `ObjectStore`, for tests below the binary |
 //! | [`conformance`] | what a store must do to hold a vault, checked over any `ObjectStore` |
 //! | [`fleet`] | machines whose disks are written to all the time, and a log of what they held at each cut |
@@ -31,4 +32,6 @@ pub mod peers;
 pub mod proxy;
 pub mod relay;
 pub mod service;
+pub mod tls;
 pub mod tools;
+pub mod tunnel;

@@ -127,23 +127,30 @@ impl Peer {
 
     /// The same, but reached at another address: a [`crate::proxy::Proxy`] before it, or a port where nobody listens.
     pub fn env_at(&self, at: SocketAddr) -> Vec<(String, String)> {
-        let pairs: Vec<(&str, String)> = match self.kind {
+        self.env_by(&format!("http://{at}"))
+    }
+
+    /// The same, but reached at `http://HOST:PORT` or `https://HOST:PORT`.
+    pub fn env_by(&self, at: &str) -> Vec<(String, String)> {
+        let mut pairs: Vec<(&str, String)> = match self.kind {
             Kind::Local => Vec::new(),
             Kind::S3 => vec![
-                ("AWS_ENDPOINT", format!("http://{at}")),
-                ("AWS_ALLOW_HTTP", "true".to_owned()),
+                ("AWS_ENDPOINT", at.to_owned()),
                 ("AWS_REGION", "us-east-1".to_owned()),
                 ("AWS_ACCESS_KEY_ID", "test".to_owned()),
                 ("AWS_SECRET_ACCESS_KEY", "testtest".to_owned()),
             ],
             Kind::Azure => vec![
-                ("AZURE_STORAGE_ENDPOINT", format!("http://{at}/{AZURITE_ACCOUNT}")),
-                ("AZURE_ALLOW_HTTP", "true".to_owned()),
+                ("AZURE_STORAGE_ENDPOINT", format!("{at}/{AZURITE_ACCOUNT}")),
                 ("AZURE_STORAGE_ACCOUNT_NAME", AZURITE_ACCOUNT.to_owned()),
                 ("AZURE_STORAGE_ACCOUNT_KEY", AZURITE_KEY.to_owned()),
             ],
-            Kind::Gcs => vec![("GOOGLE_SERVICE_ACCOUNT_KEY", google_key(at)), ("GOOGLE_ALLOW_HTTP", "true".to_owned())],
+            Kind::Gcs => vec![("GOOGLE_SERVICE_ACCOUNT_KEY", google_key(at))],
         };
+        if at.starts_with("http://") {
+            let allowed = ["AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP"];
+            pairs.extend(allowed.map(|name| (name, "true".to_owned())));
+        }
         pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
@@ -205,7 +212,7 @@ impl Peer {
             ),
             Kind::Gcs => Arc::new(
                 GoogleCloudStorageBuilder::new()
-                    .with_service_account_key(google_key(at))
+                    .with_service_account_key(google_key(&format!("http://{at}")))
                     .with_bucket_name(BUCKET)
                     .with_client_options(options)
                     .with_retry(retry)
@@ -217,10 +224,8 @@ impl Peer {
 }
 
 /// A service account that needs no token: `object_store` understands these two extra fields.
-fn google_key(at: SocketAddr) -> String {
-    format!(
-        r#"{{"gcs_base_url":"http://{at}","disable_oauth":true,"client_email":"","private_key":"","private_key_id":""}}"#
-    )
+fn google_key(at: &str) -> String {
+    format!(r#"{{"gcs_base_url":"{at}","disable_oauth":true,"client_email":"","private_key":"","private_key_id":""}}"#)
 }
 
 /// An address of this machine where nobody listens, and nobody will while the guard lives.
@@ -239,6 +244,8 @@ fn moto() -> Option<Process> {
     let process = Process::start("moto_server", |at| {
         let mut command = Command::new(&program);
         command.args(["-H", "127.0.0.1", "-p", &at.port().to_string()]);
+        // Whatever name it is called by, no part of that is a bucket's.
+        command.env("S3_IGNORE_SUBDOMAIN_BUCKETNAME", "true");
         command
     });
     process.must(200, "PUT", &format!("/{BUCKET}"));
@@ -254,6 +261,8 @@ fn azurite() -> Option<Process> {
     let process = Process::start("azurite", |at| {
         let mut command = Command::new(&node);
         command.arg(&main).args(["--blobHost", "127.0.0.1", "--blobPort", &at.port().to_string()]);
+        // Whatever name it is called by, no part of that is an account's.
+        command.arg("--disableProductStyleUrl");
         command.args(["--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"]);
         command
     });

@@ -298,7 +298,7 @@ impl<'a> AgentHost<'a> {
         assert_eq!(ran.code(), Some(0), "{}", ran.story());
     }
 
-    /// Ships cycles until one is taken: after a gateway was lost, another first waits for its lease.
+    /// Ships cycles until one is taken: after a gateway was lost, another first waits until its heartbeat is dead.
     #[track_caller]
     pub fn ship_until_taken(&self) {
         let mut last = self.try_ship();

@@ -9,7 +9,7 @@ pub const CRASH_POINTS: &[&str] = &[
     "create.keys-written",
     // the site key's wrap is stored, `vault.json` is not: an empty prefix to every reader.
     "create.site-key-stored",
-    // a generation is claimed, its lease is not written: the next run by the same gateway goes on with it.
+    // a generation is claimed, and the heartbeat names the machine: the next run by the same gateway goes on with it.
     "generation.claimed",
     // the epoch's wrapped key is stored, nothing is sealed under it yet: an epoch of no use, harmless.
     "epoch.stored",
@@ -23,7 +23,7 @@ pub const CRASH_POINTS: &[&str] = &[
     "point.committed",
     // the checkpoint's pages are stored, the checkpoint is not: the next run writes it.
     "checkpoint.before-commit",
-    // the checkpoint is there; the lease still looks held, by the same gateway.
+    // the checkpoint is there; the machine still looks held, by the same gateway.
     "replicate.before-release",
     // of a gateway: everything of a cycle is spooled but its point: the agent was told nothing, and sends it again.
     "spool.before-point",

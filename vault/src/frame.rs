@@ -16,9 +16,14 @@ pub const CHUNK_BYTES_MAX: u32 = 256 * 1024;
 /// Longest page, in bytes: a region of 32768 sectors, each its own chunk, with room to spare.
 pub const PAGE_BYTES_MAX: u32 = 4 * 1024 * 1024;
 
+fn bug(error: std::io::Error) -> Error {
+    Error::with_source(landfall_model::ErrorKind::Bug, "cannot start Zstandard", error)
+}
+
 /// Compresses chunks; keeps its context, so one per thread.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
+    level: i32,
     packed: Vec<u8>,
 }
 
@@ -36,11 +41,23 @@ impl Compressor {
     /// # Errors
     /// `Bug` where the library refuses the level.
     pub fn new(level: i32) -> Result<Self> {
-        let bug = |e| Error::with_source(landfall_model::ErrorKind::Bug, "cannot start Zstandard", e);
         let mut zstd = zstd::bulk::Compressor::new(level).map_err(bug)?;
         // The frame's own length field is redundant: every raw length stands in a sealed map.
         zstd.include_contentsize(false).map_err(bug)?;
-        Ok(Self { zstd, packed: vec![0; CHUNK_BYTES_MAX as usize] })
+        Ok(Self { zstd, level, packed: vec![0; CHUNK_BYTES_MAX as usize] })
+    }
+
+    /// Goes on at another level.
+    ///
+    /// # Errors
+    /// `Bug` where the library refuses the level.
+    pub fn set_level(&mut self, level: i32) -> Result<()> {
+        if level != self.level {
+            self.zstd.set_compression_level(level).map_err(bug)?;
+            self.zstd.include_contentsize(false).map_err(bug)?;
+            self.level = level;
+        }
+        Ok(())
     }
 
     /// Compresses where that makes it smaller.

@@ -17,7 +17,7 @@ use std::sync::{PoisonError, RwLock};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use landfall_model::{
-    ChunkId, ChunkRef, Codec, EpochId, ErrorKind, Location, MachineId, SegmentId, Seq, Source, Timeline,
+    ChunkId, ChunkRef, Codec, DomainId, EpochId, ErrorKind, Location, MachineId, SegmentId, Seq, Source, Timeline,
 };
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -148,11 +148,11 @@ impl DedupIndex {
     }
 
     /// Brings an index up to what the store holds now: segments that other gateways stored are added, those that are gone are no dedup
-    /// targets, and neither are chunks of epochs of other domains or whose wrapped keys are gone.
+    /// targets, and neither are chunks of epochs of other domains than this or whose wrapped keys are gone.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn catch_up(index: &RwLock<Self>, vault: &Vault, epochs: &[EpochId]) -> Result<()> {
+    pub async fn catch_up(index: &RwLock<Self>, vault: &Vault, domain: DomainId) -> Result<()> {
         let write = || index.write().unwrap_or_else(PoisonError::into_inner);
         // What is stored while the listing is under way need not be in it.
         let stored_before = write().stored.clone();
@@ -171,7 +171,8 @@ impl DedupIndex {
                 Err(error) => return Err(error),
             }
         }
-        epochs.iter().try_for_each(|epoch| write().allow_epoch(*epoch))
+        // After the segments: the key of what was listed is stored by now.
+        vault.epochs(domain).await?.iter().try_for_each(|epoch| write().allow_epoch(*epoch))
     }
 
     fn load(&mut self) -> Result<()> {

@@ -1,6 +1,8 @@
 //! Every object name of a vault is built and parsed here (FORMAT.md section 1), relative to the vault's prefix.
 
-use landfall_model::{DomainId, EpochId, Generation, MachineId, RecipientId, SegmentId, Seq, SiteKeyId, Timeline};
+use landfall_model::{
+    DomainId, EpochId, GatewayId, Generation, MachineId, RecipientId, SegmentId, Seq, SiteKeyId, Timeline,
+};
 
 /// The vault's own description.
 pub const VAULT_FILE: &str = "vault.json";
@@ -12,6 +14,10 @@ pub const EPOCHS: &str = "epochs";
 pub const KEYS: &str = "keys";
 /// Folder of the machines.
 pub const MACHINES: &str = "machines";
+/// Folder of the gateways' heartbeats.
+pub const GATEWAYS: &str = "gateways";
+/// Folder of the revocations.
+pub const REVOKED: &str = "revoked";
 /// Folder of what the probe of the store leaves for a moment.
 pub const PROBE: &str = "probe";
 
@@ -41,9 +47,14 @@ pub fn generation(machine: MachineId, generation: Generation) -> String {
     format!("{}/{}", generations(machine), generation.key())
 }
 
-/// The lease beside a generation.
-pub fn lease(machine: MachineId, generation: Generation) -> String {
-    format!("{}/{}.lease", generations(machine), generation.key())
+/// The heartbeat of a gateway.
+pub fn heartbeat(gateway: GatewayId) -> String {
+    format!("{GATEWAYS}/{gateway}")
+}
+
+/// A revocation of a machine's certificates; `until` is its time in milliseconds since 1970.
+pub fn revocation(machine: MachineId, until: Seq) -> String {
+    format!("{REVOKED}/{machine}/{}", until.key())
 }
 
 /// Folder of a machine's timelines.
@@ -84,8 +95,10 @@ pub enum Name {
     Segment(SegmentId),
     /// A generation.
     Generation(MachineId, Generation),
-    /// A lease.
-    Lease(MachineId, Generation),
+    /// A gateway's heartbeat.
+    Heartbeat(GatewayId),
+    /// A revocation.
+    Revocation(MachineId, Seq),
     /// A recovery point.
     Point(MachineId, Timeline, Seq),
     /// A checkpoint.
@@ -106,10 +119,11 @@ pub fn parse(name: &str) -> Option<Name> {
             Name::Epoch(domain.parse().ok()?, epoch.parse().ok()?, recipient.parse().ok()?)
         }
         [SEGMENTS, fan, id] if id.get(..2) == Some(fan) => Name::Segment(id.parse().ok()?),
-        [MACHINES, machine, "generations", last] => match last.strip_suffix(".lease") {
-            Some(key) => Name::Lease(machine.parse().ok()?, Generation::from_key(key).ok()?),
-            None => Name::Generation(machine.parse().ok()?, Generation::from_key(last).ok()?),
-        },
+        [MACHINES, machine, "generations", last] => {
+            Name::Generation(machine.parse().ok()?, Generation::from_key(last).ok()?)
+        }
+        [GATEWAYS, gateway] => Name::Heartbeat(gateway.parse().ok()?),
+        [REVOKED, machine, until] => Name::Revocation(machine.parse().ok()?, Seq::from_key(until).ok()?),
         [MACHINES, machine, "timelines", timeline, folder, seq] => {
             let (machine, timeline) = (machine.parse().ok()?, Timeline::from_key(timeline).ok()?);
             let seq = Seq::from_key(seq).ok()?;
@@ -131,7 +145,7 @@ mod tests {
     #[test]
     fn names_parse_back_to_what_they_were_built_from() {
         let machine = MachineId::from_bytes([7; 16]);
-        let recipient = RecipientId::from_bytes([1; 8]);
+        let (recipient, gateway) = (RecipientId::from_bytes([1; 8]), GatewayId::from_bytes([9; 16]));
         let (t, s, g) = (Timeline(3), Seq(17), Generation(2));
         let segment_id = SegmentId::from_bytes([0xab; 32]);
         let (domain, e, k) =
@@ -142,7 +156,8 @@ mod tests {
             (epoch(domain, e, recipient), Name::Epoch(domain, e, recipient)),
             (segment(segment_id), Name::Segment(segment_id)),
             (generation(machine, g), Name::Generation(machine, g)),
-            (lease(machine, g), Name::Lease(machine, g)),
+            (heartbeat(gateway), Name::Heartbeat(gateway)),
+            (revocation(machine, s), Name::Revocation(machine, s)),
             (point(machine, t, s), Name::Point(machine, t, s)),
             (checkpoint(machine, t, s), Name::Checkpoint(machine, t, s)),
         ];

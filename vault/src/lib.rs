@@ -6,36 +6,44 @@
 //! [`landfall-gateway`]: https://github.com/landfall-dr/landfall
 //! [`landfall-restore`]: https://github.com/landfall-dr/landfall
 
+mod access;
+mod aside;
 mod body;
+mod buffer;
 pub mod checkpoint;
 mod crash;
 mod frame;
+mod heartbeat;
 mod index;
 pub mod layout;
-mod lease;
 mod local;
 mod machine;
 mod page;
 mod probe;
 mod record;
+mod revocation;
 pub mod segment;
 mod store;
+mod tenure;
 mod vault;
 mod vault_file;
 pub mod verify;
 mod view;
 mod wire;
 
+pub use access::StoreOptions;
 pub use body::{Body, DiskPages, PageRef};
 pub use crash::{CRASH_POINTS, crash_point};
 pub use frame::{CHUNK_BYTES_MAX, Compressed, Compressor, Decompressor, PAGE_BYTES_MAX};
+pub use heartbeat::{Beat, HEARTBEAT_EVERY, HEARTBEAT_TTL, Heartbeat, Held};
 pub use index::{DedupIndex, read_directory};
 pub use landfall_model::{Error, Result};
-pub use lease::{LEASE_RENEWAL, LEASE_TTL, Tenure};
 pub use machine::{Machine, Point, PointKey, Selector, SignedPoint, follows, refers_only_to_stored};
 pub use page::{REGION_BYTES, decode as decode_page, encode as encode_page};
 pub use record::{Header, Kind, Position};
+pub use revocation::RevocationKey;
 pub use store::{Listed, Put, PutExact, Store, Traffic};
+pub use tenure::Tenure;
 pub use vault::Vault;
 pub use vault_file::{Chunking, FORMAT, VaultConfig};
 pub use view::{MapView, load_page, region_count, region_len};

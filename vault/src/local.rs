@@ -12,12 +12,11 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::buffer::ALIGN;
 use crate::store::Put;
 
 /// Smaller objects gain nothing.
 pub(crate) const DIRECT_BYTES_MIN: usize = 1024 * 1024;
-/// What direct I/O wants of memory, offset and length.
-const ALIGN: usize = 4096;
 /// Bytes of one write.
 const PIECE: usize = 1024 * 1024;
 
@@ -75,14 +74,20 @@ fn create_aside(path: &Path) -> io::Result<(PathBuf, File)> {
 
 /// Writes whole blocks, padded at the end, then cuts the file to its length.
 fn write(file: &File, bytes: &[u8]) -> io::Result<()> {
-    let mut memory = vec![0; PIECE + ALIGN];
+    let aligned = bytes.as_ptr().addr().is_multiple_of(ALIGN);
+    // What begins on a page is written from where it is; the last block, and what does not, from a copy that does.
+    let (as_it_is, rest) = bytes.split_at(if aligned { bytes.len() - bytes.len() % ALIGN } else { 0 });
+    for (number, part) in as_it_is.chunks(PIECE).enumerate() {
+        file.write_all_at(part, (number * PIECE) as u64)?;
+    }
+    let mut memory = vec![0; rest.len().min(PIECE) + 2 * ALIGN];
     let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
-    let piece = &mut memory[start..start + PIECE];
-    for (number, part) in bytes.chunks(PIECE).enumerate() {
+    let piece = &mut memory[start..];
+    for (number, part) in rest.chunks(PIECE).enumerate() {
         piece[..part.len()].copy_from_slice(part);
         let padded = part.len().div_ceil(ALIGN) * ALIGN;
         piece[part.len()..padded].fill(0);
-        file.write_all_at(&piece[..padded], (number * PIECE) as u64)?;
+        file.write_all_at(&piece[..padded], (as_it_is.len() + number * PIECE) as u64)?;
     }
     file.set_len(bytes.len() as u64)
 }
@@ -100,6 +105,11 @@ mod tests {
             assert_eq!(put_if_absent(root.path(), &name, &bytes).expect("a put"), Put::Created);
             assert_eq!(put_if_absent(root.path(), &name, b"other").expect("a put"), Put::Exists);
             assert_eq!(fs::read(root.path().join(&name)).expect("the object"), bytes);
+            let on_a_page = vec![7; len + ALIGN];
+            let start = on_a_page.as_ptr().align_offset(ALIGN);
+            let name = format!("segments/ab/{len}");
+            put_if_absent(root.path(), &name, &on_a_page[start..start + len]).expect("a put");
+            assert_eq!(fs::read(root.path().join(&name)).expect("the object"), vec![7; len]);
         }
         let left: Vec<_> = fs::read_dir(root.path().join("segments/aa")).expect("the folder").flatten().collect();
         assert!(left.iter().all(|f| !f.file_name().to_string_lossy().contains('#')), "nothing is left aside");

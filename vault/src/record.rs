@@ -1,4 +1,4 @@
-//! Records: the signed, sealed and chained objects: points, checkpoints, generations, leases (FORMAT.md section 8).
+//! Records: the signed, sealed and chained objects: points, checkpoints, generations, heartbeats, revocations (FORMAT.md section 8).
 //!
 //! ```text
 //! | header 160 (plain) | sealed body | signature 64 | inline frames |
@@ -33,19 +33,22 @@ pub enum Kind {
     Checkpoint,
     /// Who writes.
     Generation,
-    /// Is the writer alive.
-    Lease,
+    /// A gateway lives, and which machines it holds.
+    Heartbeat,
+    /// Certificates of a machine that are refused.
+    Revocation,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Point, Self::Checkpoint, Self::Generation, Self::Lease];
+    const ALL: [Self; 5] = [Self::Point, Self::Checkpoint, Self::Generation, Self::Heartbeat, Self::Revocation];
 
     fn byte(self) -> u8 {
         match self {
             Self::Point => 1,
             Self::Checkpoint => 2,
             Self::Generation => 3,
-            Self::Lease => 4,
+            Self::Heartbeat => 4,
+            Self::Revocation => 5,
         }
     }
 }
@@ -57,15 +60,15 @@ pub struct Position {
     pub kind: Kind,
     /// Whose vault.
     pub vault: VaultId,
-    /// Whose machine.
+    /// Whose machine; of a heartbeat, the gateway's id.
     pub machine: MachineId,
-    /// On which timeline (0 for generations and leases).
+    /// On which timeline (0 but for points and checkpoints).
     pub timeline: Timeline,
     /// The timeline of the point before.
     pub parent_timeline: Timeline,
-    /// Where on it (0 for generations and leases).
+    /// Where on it (0 for generations and heartbeats; of a revocation, its time in milliseconds since 1970).
     pub seq: Seq,
-    /// Under which generation.
+    /// Under which generation (0 for heartbeats and revocations).
     pub generation: Generation,
     /// The record digest of the point before; of the point itself for a checkpoint.
     pub previous: Digest,

@@ -11,6 +11,7 @@ use landfall_keys::SiteKey;
 use landfall_model::num::to_u32;
 use landfall_model::{ChunkId, ChunkRef, Codec, EpochId, Location, SegmentId, SiteKeyId, Source, VaultId};
 
+use crate::buffer::Buffer;
 use crate::frame::PAGE_BYTES_MAX;
 use crate::wire::{self, Reader, Writer};
 use landfall_model::{Error, Result};
@@ -42,7 +43,7 @@ struct Packed {
 #[derive(Debug)]
 pub struct SegmentBuilder {
     vault: VaultId,
-    bytes: Vec<u8>,
+    bytes: Buffer,
     frames: Vec<Packed>,
 }
 
@@ -78,8 +79,8 @@ fn trailer(directory_len: usize, frames: usize, frames_len: u64, key: SiteKeyId)
 impl SegmentBuilder {
     /// An empty segment of a vault.
     pub fn new(vault: VaultId) -> Self {
-        let mut bytes = Vec::with_capacity(SEGMENT_BYTES + SEGMENT_BYTES / 16);
-        bytes.extend_from_slice(&header(vault));
+        let mut bytes = Buffer::with_capacity(SEGMENT_BYTES + SEGMENT_BYTES / 16);
+        bytes.end().extend_from_slice(&header(vault));
         Self { vault, bytes, frames: Vec::new() }
     }
 
@@ -106,7 +107,7 @@ impl SegmentBuilder {
         seal: impl FnOnce(&mut Vec<u8>) -> Result<()>,
     ) -> Result<()> {
         let before = self.bytes.len();
-        if let Err(error) = seal(&mut self.bytes) {
+        if let Err(error) = seal(self.bytes.end()) {
             self.bytes.truncate(before);
             return Err(error);
         }
@@ -117,7 +118,7 @@ impl SegmentBuilder {
 
     /// Takes over the frames of another segment being filled.
     pub fn absorb(&mut self, other: Self) {
-        self.bytes.extend_from_slice(&other.bytes[HEADER_LEN..]);
+        self.bytes.end().extend_from_slice(&other.bytes.as_ref()[HEADER_LEN..]);
         self.frames.extend(other.frames);
     }
 
@@ -141,10 +142,9 @@ impl SegmentBuilder {
     }
 
     /// The frames alone, to stand inline in a point, with their places there.
-    pub fn into_inline(mut self, point: Source) -> (Vec<u8>, Vec<ChunkRef>) {
+    pub fn into_inline(self, point: Source) -> (Vec<u8>, Vec<ChunkRef>) {
         let chunks = self.placed(point, 0);
-        self.bytes.drain(..HEADER_LEN);
-        (self.bytes, chunks)
+        (self.bytes.as_ref()[HEADER_LEN..].to_vec(), chunks)
     }
 
     /// Seals the directory and names the segment.
@@ -158,11 +158,11 @@ impl SegmentBuilder {
         let trailer = trailer(directory_len, self.frames.len(), frames_len, site.id());
         let aad = [header(self.vault).as_slice(), &trailer].concat();
         let sealed = site.seal_directory(&aad, &directory)?;
-        self.bytes.extend_from_slice(&sealed);
-        self.bytes.extend_from_slice(&trailer);
-        let id = SegmentId::from_bytes(*blake3::hash(&self.bytes).as_bytes());
+        self.bytes.end().extend_from_slice(&sealed);
+        self.bytes.end().extend_from_slice(&trailer);
+        let id = SegmentId::from_bytes(*blake3::hash(self.bytes.as_ref()).as_bytes());
         let chunks = self.placed(Source::Segment(id), HEADER_LEN);
-        Ok(Segment { id, bytes: self.bytes.into(), chunks })
+        Ok(Segment { id, bytes: Bytes::from_owner(self.bytes), chunks })
     }
 
     fn directory(&self) -> Vec<u8> {

@@ -5,7 +5,7 @@
 //! of them: put-if-absent that is atomic ([`Store::probe`] checks it, because stores lie).
 //!
 //! # Consistency
-//! Objects are immutable but for `vault.json` and leases. An unclear put-if-absent (time-out, then "exists") is resolved by the
+//! Objects are immutable but for `vault.json` and heartbeats. An unclear put-if-absent (time-out, then "exists") is resolved by the
 //! caller, who reads back and compares.
 //!
 //! # Retries
@@ -30,6 +30,7 @@ use object_store::{
     ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig,
 };
 
+use crate::access::{Obstacle, StoreOptions};
 use crate::local;
 use landfall_model::{Error, Result};
 
@@ -105,37 +106,58 @@ impl Traffic {
 }
 
 /// One prefix of one store. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     /// Where the objects are files: large ones are written past the page cache.
     directory: Option<PathBuf>,
     url: String,
+    /// The proxy before it, without a password: for errors.
+    proxy: Option<String>,
     retry_time: Duration,
     traffic: Arc<Traffic>,
 }
 
+impl std::fmt::Debug for Store {
+    /// What clients print of themselves may have credentials in it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("url", &self.url).field("proxy", &self.proxy).finish_non_exhaustive()
+    }
+}
+
 impl Store {
-    /// Opens the store that a URL names; credentials and endpoints come from the ecosystems' own environment variables.
+    /// Opens the store that a URL names; credentials, endpoints and proxies come from the ecosystems' own environment variables.
     ///
     /// # Errors
     /// `Usage` for a URL that names no store or a store that is not configured.
     pub fn open(url: &str) -> Result<Self> {
+        Self::open_with(url, &StoreOptions::default())
+    }
+
+    /// The same, reached as the options say.
+    ///
+    /// # Errors
+    /// As for [`Self::open`]; `Usage` where the options name a file that is missing or is not what it should be.
+    pub fn open_with(url: &str, options: &StoreOptions) -> Result<Self> {
         let usage = |why: String| Error::new(ErrorKind::Usage, format!("vault URL {url:?}: {why}"));
         let (scheme, rest) = url.split_once("://").ok_or_else(|| {
             usage("expected file:///path, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix".to_owned())
         })?;
+        if scheme == "file" {
+            options.check()?;
+            return Self::open_directory(url, rest);
+        }
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let client = ClientOptions::new()
             .with_timeout(REQUEST_TIMEOUT)
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_allow_http(is_set(if scheme == "az" { "AZURE_ALLOW_HTTP" } else { "AWS_ALLOW_HTTP" }));
+        let (client, proxy) = options.apply(client)?;
         // One place retries: this module. A layer below would multiply the time that an operator waits.
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         let configured = |e: object_store::Error| usage(one_line(&e));
         let inner: Arc<dyn ObjectStore> = match scheme {
-            "file" => return Self::open_directory(url, rest),
             "s3" => Arc::new(
                 object_store::aws::AmazonS3Builder::from_env()
                     .with_bucket_name(bucket)
@@ -166,7 +188,7 @@ impl Store {
             return Err(usage("no bucket or container in it".to_owned()));
         }
         let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|e| usage(e.to_string()))?;
-        Ok(Self::over(inner, prefix, url))
+        Ok(Self { proxy, ..Self::over(inner, prefix, url) })
     }
 
     fn open_directory(url: &str, path: &str) -> Result<Self> {
@@ -189,7 +211,7 @@ impl Store {
     pub fn over(inner: Arc<dyn ObjectStore>, prefix: Path, name: &str) -> Self {
         let seconds = std::env::var("LANDFALL_STORE_RETRY_SECONDS").ok().and_then(|s| s.parse().ok());
         let retry_time = seconds.map_or(RETRY_TIME_DEFAULT, Duration::from_secs);
-        Self { inner, prefix, directory: None, url: name.to_owned(), retry_time, traffic: Arc::default() }
+        Self { inner, prefix, directory: None, url: name.to_owned(), proxy: None, retry_time, traffic: Arc::default() }
     }
 
     /// The same store, giving up retries after this long.
@@ -230,7 +252,7 @@ impl Store {
             };
             let failed = Failed::classify(&error);
             if !matches!(failed, Failed::Transient) || start.elapsed() + pause > self.retry_time {
-                return Err(failed.told(doing, name, &self.url, error));
+                return Err(failed.told(doing, name, self, &error));
             }
             tracing::warn!(
                 doing,
@@ -498,6 +520,9 @@ impl Failed {
             E::JoinError { .. } => Self::Final(ErrorKind::Bug),
             // A request that cannot even be made, for example to an http:// endpoint that was not allowed.
             other if one_line(other).contains("builder error") => Self::Final(ErrorKind::Usage),
+            other if Obstacle::of(&one_line(other)).is_some_and(|o| o.kind() == ErrorKind::Usage) => {
+                Self::Final(ErrorKind::Usage)
+            }
             other => match io_cause(other).map(ErrorKind::of_io) {
                 Some(kind @ (ErrorKind::NoSpace | ErrorKind::Usage)) => Self::Final(kind),
                 _ => Self::Transient,
@@ -505,9 +530,11 @@ impl Failed {
         }
     }
 
-    fn told(self, doing: &str, name: &str, url: &str, error: object_store::Error) -> Self {
-        let cause = one_line(&error);
+    fn told(self, doing: &str, name: &str, store: &Store, error: &object_store::Error) -> Self {
+        let cause = one_line(error);
+        let obstacle = Obstacle::of(&cause).map(|obstacle| (obstacle.kind(), obstacle.advice(store.proxy.as_deref())));
         let (kind, advice) = match self {
+            Self::Transient | Self::Final(_) if let Some((kind, advice)) = &obstacle => (*kind, advice.as_str()),
             Self::Final(ErrorKind::Usage) if cause.contains("URL scheme is not allowed") => (
                 ErrorKind::Usage,
                 "an http:// endpoint is not protected by TLS; use https://, or set AWS_ALLOW_HTTP or AZURE_ALLOW_HTTP to allow it",
@@ -521,7 +548,7 @@ impl Failed {
             other => return other,
         };
         let object = if name.is_empty() { "objects" } else { name };
-        Self::Told(Error::with_source(kind, format!("cannot {doing} {object} in {url}: {advice}"), cause))
+        Self::Told(Error::with_source(kind, format!("cannot {doing} {object} in {}: {advice}", store.url), cause))
     }
 
     fn into_error(self, url: &str) -> Error {

@@ -106,6 +106,11 @@ impl Vault {
         let name = layout::site_key(signer.id(), recovery.recipient().id());
         let wrapped = store.get(&name).await?;
         let wrapped = wrapped.ok_or_else(|| Error::corrupt(format!("{name}: the wrapped site key is missing")))?;
+        // Asked for by the recipient's name and found: one that this key cannot open is damage, not a wrong key.
+        let header = WrappedHeader::parse(&wrapped).map_err(|e| Error::from(e).context(&name))?;
+        if !header.verify_signature(&signer) {
+            return Err(Error::corrupt(format!("{name}: it is damaged, or not of this vault")));
+        }
         let site = recovery.unwrap_site_key(&wrapped, &signer).map_err(|e| Error::from(e).context(&name))?;
         Self::assemble(store, config, site)
     }

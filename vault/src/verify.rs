@@ -92,6 +92,7 @@ pub async fn verify(
     let mut check = Check::new(vault.clone());
     check.wrapped_keys().await?;
     check.list_segments().await?;
+    check.beside_the_points().await?;
     let machines = match only {
         Some(name) => vec![vault.machine(name)],
         None => vault.machines().await?,
@@ -211,19 +212,25 @@ impl Check {
         Ok(())
     }
 
+    /// Heartbeats and revocations: no restore needs them, and none of them need be there.
+    async fn beside_the_points(&mut self) -> Result<()> {
+        for gateway in self.vault.gateways().await? {
+            let read = self.vault.heartbeat(gateway).await;
+            self.note(&layout::heartbeat(gateway), read)?;
+        }
+        for key in self.vault.revocations().await? {
+            let read = self.vault.revocation(key).await;
+            self.note(&key.name(), read)?;
+        }
+        Ok(())
+    }
+
     async fn machine(&mut self, machine: &Machine) -> Result<Chain> {
         self.report.machines += 1;
         let generations = machine.generations().await?;
         for generation in &generations {
             let read = machine.generation(*generation).await;
             self.note(&layout::generation(machine.id(), *generation), read)?;
-        }
-        for generation in &generations {
-            let name = layout::lease(machine.id(), *generation);
-            let read = machine.lease(*generation).await;
-            if self.note(&name, read)? == Some(None) && generations.last() == Some(generation) {
-                self.found(name, "it is missing (a lease is advice: no data is lost)");
-            }
         }
         let mut chain = Chain::new();
         for timeline in machine.timelines().await? {

@@ -24,8 +24,10 @@ use crate::status::kind_of_code;
 use crate::{MESSAGE_BYTES_MAX, MESSAGES_WAITING_MAX, tls};
 use dial::{Dialled, dial};
 
-/// Longest wait for an answer once connected. A gateway may have to look into the vault first.
-const ANSWER: Duration = Duration::from_secs(60);
+/// Longest wait for an answer once connected. A gateway that has to look into the vault first says meanwhile that it is alive.
+pub(crate) const ANSWER: Duration = Duration::from_secs(60);
+/// Longest wait for the welcome of a gateway that says that it is alive: longer than it tries its store again.
+const OPENING: Duration = Duration::from_secs(900);
 
 /// A link to a gateway. It ends when both halves are dropped, and at once when `from` is.
 pub struct Link {
@@ -53,7 +55,7 @@ pub async fn connect(gateway: &str, identity: &Identity, hello: Hello) -> Result
     let messages = poll_fn(move |cx| waiting.poll_recv(cx)).take_until(gone);
     let opened = timeout(ANSWER, ship(dialled, messages));
     let (mut from, dialled) = opened.await.map_err(|_| unanswered(gateway))??;
-    let first = timeout(ANSWER, from.next()).await.map_err(|_| unanswered(gateway))?;
+    let first = timeout(OPENING, first_but_alive(&mut from)).await.ok().flatten().ok_or_else(|| unanswered(gateway))?;
     let welcome = match first.map_err(|e| dialled.explain(e))? {
         Some(FromGateway::Welcome(welcome)) => welcome,
         Some(FromGateway::Refuse(code, why)) => {
@@ -67,6 +69,16 @@ pub async fn connect(gateway: &str, identity: &Identity, hello: Hello) -> Result
         return Err(Error::new(ErrorKind::Unsupported, why));
     }
     Ok((Link { to, from: from.holding((dialled, held)) }, welcome))
+}
+
+/// What a gateway says first, but that it is alive. `None` where it falls silent.
+async fn first_but_alive(from: &mut Incoming<FromGateway>) -> Option<Result<Option<FromGateway>>> {
+    loop {
+        match timeout(ANSWER, from.next()).await.ok()? {
+            Ok(Some(FromGateway::Alive)) => {}
+            said => return Some(said),
+        }
+    }
 }
 
 pub(crate) async fn ship<M: Wire>(

@@ -1,11 +1,15 @@
 //! What is between `begin` and `end`: its order, its ranges, its digest. Both sides count with the same code.
 
 use landfall_model::{Digest, Error, Extent, Result};
+use twox_hash::XxHash3_128;
 
 use crate::message::{Begin, Data, End};
 
 /// BLAKE3 over everything that is sent between `begin` and `end`, in its order:
-/// for each run `kind u8 (0 data, 1 zeroes) | disk u32 | start u64 | length u64`, little-endian, and then the bytes of data.
+/// for each run `kind u8 (0 data, 1 zeroes) | disk u32 | start u64 | length u64`, little-endian, and for data XXH3-128 of the bytes
+/// (u128, little-endian).
+///
+/// TLS keeps others from changing what is sent. This finds what either program got wrong: a run lost, doubled, or out of place.
 #[derive(Default)]
 pub struct CycleDigest(blake3::Hasher);
 
@@ -20,7 +24,7 @@ impl CycleDigest {
     /// Data is sent.
     pub fn data(&mut self, data: &Data) {
         self.head(0, data.disk, data.start, data.bytes.len() as u64);
-        self.0.update(&data.bytes);
+        self.0.update(&XxHash3_128::oneshot(&data.bytes).to_le_bytes());
     }
 
     /// Zeroes are sent.

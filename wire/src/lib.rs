@@ -3,7 +3,7 @@
 //! ```text
 //!  agent                              gateway
 //!    Hello(versions, machine)  --->
-//!                              <---   Welcome(version, newest cycle) | Refuse
+//!                              <---   (Alive ...) Welcome(version, newest cycle) | Refuse
 //!    Begin(cycle, parent)      --->
 //!    Data, Zero ...            --->
 //!    End(cycle, digest)        --->

@@ -118,7 +118,7 @@ pub enum FromGateway {
     Resync(String),
     /// No, and trying again as it is does not help: the exit code that the reason stands for, and the reason.
     Refuse(u8, String),
-    /// Nothing to say, and alive.
+    /// Nothing to say, and alive. Before [`Welcome`] too, while the gateway looks into the vault.
     Alive,
 }
 

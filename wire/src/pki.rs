@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use landfall_model::{Error, ErrorKind, Timestamp};
 
-pub use authority::{Authority, Credentials};
+pub use authority::{Authority, BACKDATED, Credentials};
 pub use certificate::Certificate;
 pub use identity::{Identity, Request};
 pub use token::Token;

@@ -11,6 +11,7 @@
 mod calls;
 mod connection;
 mod limits;
+mod patience;
 mod refusals;
 mod ship;
 mod slots;
@@ -34,6 +35,7 @@ use refusals::Refusals;
 use slots::Slots;
 
 pub use limits::Limits;
+pub use patience::alive_while;
 
 /// A gateway makes itself a new certificate this often; it is valid for 90 days.
 const CERTIFICATE_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -65,8 +67,8 @@ pub trait Service: Send + Sync + 'static {
     /// A machine asks for its next certificate, DER.
     fn renew(&self, peer: Peer, csr: Vec<u8>) -> impl Future<Output = Result<Vec<u8>>> + Send;
 
-    /// Whether the certificate with this serial number is revoked. Asked at each call and every few seconds: must not block.
-    fn is_revoked(&self, serial: &[u8]) -> bool;
+    /// Whether a machine's certificate is revoked. Asked at each call and every few seconds: must not block.
+    fn is_revoked(&self, peer: &Peer) -> bool;
 }
 
 /// What all connections share.

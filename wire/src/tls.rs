@@ -28,8 +28,8 @@ pub(crate) const ALPN: &[u8] = b"h2";
 pub struct Peer {
     /// The machine.
     pub machine: MachineName,
-    /// Serial number of its certificate.
-    pub serial: Vec<u8>,
+    /// When it enrolled: its certificate says so, renewed or not.
+    pub enrolled: Timestamp,
     /// The end of its certificate's validity.
     pub not_after: Timestamp,
     /// Where it dialled from.
@@ -42,7 +42,7 @@ impl Peer {
         let Some(leaf) = chain.and_then(<[_]>::first) else { return Ok(None) };
         let facts = Certificate::read(leaf)?;
         let machine = facts.machine.ok_or_else(|| Error::new(ErrorKind::Key, "the certificate is not a machine's"))?;
-        Ok(Some(Self { machine, serial: facts.serial, not_after: facts.not_after, address }))
+        Ok(Some(Self { machine, enrolled: facts.enrolled, not_after: facts.not_after, address }))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use landfall_gateway::{Gateway, GatewayConfig, Options, Registry, State, raise_open_files};
+use landfall_gateway::{Gateway, GatewayConfig, Options, Registry, State, raise_open_files, share_revocations};
 use landfall_keys::SiteKey;
 use landfall_model::{Error, ErrorKind, Result};
 use landfall_vault::{Store, Vault};
@@ -14,6 +14,9 @@ use tokio::net::TcpListener;
 
 use crate::args::{Common, GatewayFile, Machine};
 use crate::{interrupt, output};
+
+/// How long `revoke` tries to reach the store: somebody waits for it, and a running gateway tries again.
+const REVOKE_RETRY: Duration = Duration::from_secs(10);
 
 fn site_key(config: &GatewayConfig) -> Result<SiteKey> {
     SiteKey::read(&config.site_key)
@@ -31,7 +34,8 @@ fn beside(file: &GatewayFile) -> Result<(Registry, SiteKey)> {
 /// Serves until the first signal.
 pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
     let config = GatewayConfig::read(&file.config)?;
-    let vault = Vault::open_with_site_key(Store::open(&config.vault)?, site_key(&config)?).await?;
+    let store = Store::open_with(&config.vault, &config.store)?;
+    let vault = Vault::open_with_site_key(store, site_key(&config)?).await?;
     let state = State::open(&config.state_dir, vault.config().vault_id)?;
     let options = Options {
         domain: config.domain.clone(),
@@ -80,11 +84,33 @@ pub(crate) fn token(common: &Common, file: &GatewayFile, machine: &Machine, vali
     })
 }
 
-/// Revokes a machine's certificates.
-pub(crate) fn revoke(common: &Common, file: &GatewayFile, machine: &Machine) -> Result<()> {
-    let count = beside(file)?.0.revoke(&machine.machine)?;
-    let value = json!({ "machine": machine.machine, "revoked": count });
-    output::document(common.json, &value, || format!("{count} certificates of {} are revoked.\n", machine.machine))
+/// Revokes a machine's certificates: at this gateway first, whatever the store does, then at the others by way of the vault.
+pub(crate) async fn revoke(common: &Common, file: &GatewayFile, machine: &Machine) -> Result<()> {
+    let config = GatewayConfig::read(&file.config)?;
+    let (registry, site) = beside(file)?;
+    let revocation = registry.revoke(&machine.machine)?;
+    let known = tell_others(&config, site, &registry, machine).await.map_err(|e| {
+        e.context(format!(
+            "{} is revoked at this gateway; the others will hear of it when this one runs and reaches the store",
+            machine.machine
+        ))
+    })?;
+    let value = json!({ "machine": machine.machine, "revoked_until": revocation.until, "known": known });
+    output::document(common.json, &value, || {
+        let doubt = if known { "" } else { "The vault has no such machine: check the name.\n" };
+        format!(
+            "{} is revoked: here at once, at the other gateways of this vault within a minute. A new token lets it in again.\n{doubt}",
+            machine.machine
+        )
+    })
+}
+
+/// Returns whether any gateway ever wrote the machine: one that only enrolled is not known either.
+async fn tell_others(config: &GatewayConfig, site: SiteKey, registry: &Registry, machine: &Machine) -> Result<bool> {
+    let store = Store::open(&config.vault)?.with_retry_time(REVOKE_RETRY);
+    let vault = Vault::open_with_site_key(store, site).await?;
+    share_revocations(&vault, registry).await?;
+    Ok(!vault.machine(&machine.machine).generations().await?.is_empty())
 }
 
 /// Asks for a full comparison.
@@ -99,11 +125,12 @@ pub(crate) fn resync(common: &Common, file: &GatewayFile, machine: &Machine) -> 
 /// Reads a configuration.
 pub(crate) fn check_config(common: &Common, file: &GatewayFile) -> Result<()> {
     let config = GatewayConfig::read(&file.config)?;
-    Store::open(&config.vault)?;
+    Store::open_with(&config.vault, &config.store)?;
     let value = json!({
         "config": file.config, "vault": config.vault, "site_key": config.site_key, "listen": config.listen, "names": config.names,
         "state_dir": config.state_dir, "domain": config.domain, "spool_bytes": config.spool_bytes,
         "rate": config.rate, "metrics": config.metrics,
+        "proxy": config.store.proxy, "no_proxy": config.store.no_proxy, "ca_files": config.store.ca_files,
     });
     output::document(common.json, &value, || format!("{} is right.\n", file.config.display()))
 }

@@ -34,7 +34,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Gateway(GatewayCommand::Token { file, machine, valid }) => {
             gateway::token(common, &file, &machine, valid)?;
         }
-        Command::Gateway(GatewayCommand::Revoke { file, machine }) => gateway::revoke(common, &file, &machine)?,
+        Command::Gateway(GatewayCommand::Revoke { file, machine }) => gateway::revoke(common, &file, &machine).await?,
         Command::Gateway(GatewayCommand::CheckConfig(file)) => gateway::check_config(common, &file)?,
         Command::Agent(AgentCommand::Enroll { file, gateway, token }) => {
             agent::enroll(common, &file, &gateway, &token).await?;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use landfall_model::{Error, ErrorKind, MachineName, Result};
+use landfall_model::{Error, ErrorKind, MachineName, Result, Timestamp};
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -23,7 +23,7 @@ const AUTHORITY_NAME: &str = "Landfall agent CA";
 const PKCS8_HEAD: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 /// Certificates are valid from this long ago: clocks differ.
-const BACKDATED: Duration = Duration::from_secs(60 * 60);
+pub const BACKDATED: Duration = Duration::from_secs(60 * 60);
 /// Validity of a gateway's certificate. A gateway makes a new one each day.
 const GATEWAY_VALID: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// Longest validity of a machine's certificate.
@@ -100,12 +100,19 @@ impl Authority {
         })
     }
 
-    /// Signs a certificate, DER, for a machine. The request proves who has the key; all names in it are ignored.
+    /// Signs a certificate, DER, for a machine that enrolled at this moment (whole seconds count; a renewal does not change it). The request
+    /// proves who has the key; all names in it are ignored.
     ///
     /// # Errors
     /// `Corrupt` where the request cannot be read, or is not signed by its own key; `Unsupported` where the key is not Ed25519;
     /// `Usage` where the validity is nothing or over five years.
-    pub fn sign_agent(&self, csr_der: &[u8], machine: &MachineName, valid: Duration) -> Result<Vec<u8>> {
+    pub fn sign_agent(
+        &self,
+        csr_der: &[u8],
+        machine: &MachineName,
+        enrolled: Timestamp,
+        valid: Duration,
+    ) -> Result<Vec<u8>> {
         if csr_der.len() > REQUEST_BYTES_MAX {
             return Err(Error::corrupt(format!("a request for a certificate of {} bytes", csr_der.len())));
         }
@@ -126,6 +133,8 @@ impl Authority {
         let made = |e| bug("the machine's certificate cannot be made", e);
         let name = Ia5String::try_from(format!("{MACHINE_PREFIX}{machine}")).map_err(made)?;
         params.subject_alt_names = vec![SanType::URI(name)];
+        let enrolled = Duration::from_secs(u64::try_from(enrolled.millis() / 1000).unwrap_or(0));
+        params.not_before = date_time_ymd(1970, 1, 1) + enrolled.saturating_sub(BACKDATED);
         let certificate = params.signed_by(&csr.public_key, &self.issuer).map_err(made)?;
         Ok(certificate.der().to_vec())
     }

@@ -3,6 +3,8 @@
 use landfall_model::{Error, MachineName, Result, Timestamp};
 use x509_parser::extensions::GeneralName;
 
+use super::authority::BACKDATED;
+
 /// What precedes the machine's name in the URI by which its certificate names it.
 pub(super) const MACHINE_PREFIX: &str = "landfall:machine:";
 
@@ -11,8 +13,11 @@ pub(super) const MACHINE_PREFIX: &str = "landfall:machine:";
 pub struct Certificate {
     /// The machine that it is for; `None` where it is not a machine's.
     pub machine: Option<MachineName>,
-    /// Its serial number, big-endian: what a list of revoked certificates has.
+    /// Its serial number, big-endian.
     pub serial: Vec<u8>,
+    /// When the machine enrolled, in whole seconds: an hour after the beginning of its validity, which renewal does not change. So what was
+    /// enrolled until a moment can be told apart from what was enrolled later, whoever renewed it, and whenever.
+    pub enrolled: Timestamp,
     /// The end of its validity.
     pub not_after: Timestamp,
     /// Its public key, as in the certificate.
@@ -42,9 +47,12 @@ impl Certificate {
         }
         let machine = machine.map(str::parse).transpose().map_err(|_| wrong("of a machine without a right name"))?;
         let not_after = certificate.validity().not_after.timestamp().saturating_mul(1000);
+        let backdated = i64::try_from(BACKDATED.as_secs()).unwrap_or(0);
+        let enrolled = certificate.validity().not_before.timestamp().saturating_add(backdated).saturating_mul(1000);
         Ok(Self {
             machine,
             serial: certificate.raw_serial().to_vec(),
+            enrolled: Timestamp::from_millis(enrolled),
             not_after: Timestamp::from_millis(not_after),
             public_key: certificate.public_key().raw.to_vec(),
         })

@@ -56,7 +56,7 @@ pub(super) fn certificate_fault(peer: Option<&Peer>, service: &impl Service) -> 
     if peer.not_after <= pki::now() {
         return Some(EXPIRED);
     }
-    service.is_revoked(&peer.serial).then_some(REVOKED)
+    service.is_revoked(peer).then_some(REVOKED)
 }
 
 impl<S: Service> Connection<S> {

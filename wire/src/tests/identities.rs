@@ -3,11 +3,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use landfall_model::{ErrorKind, MachineName};
+use landfall_model::{ErrorKind, MachineName, Timestamp};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 
 use super::support::refused;
-use crate::pki::{Authority, Certificate, Identity, Token};
+use crate::pki::{Authority, Certificate, Identity, Token, now};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -21,7 +21,7 @@ fn machine() -> MachineName {
 
 fn identity() -> Identity {
     let (authority, request) = (authority(), Identity::request().unwrap());
-    let certificate = authority.sign_agent(request.csr(), &machine(), HOUR).unwrap();
+    let certificate = authority.sign_agent(request.csr(), &machine(), now(), HOUR).unwrap();
     Identity::new(request, certificate, authority.certificate().to_vec()).unwrap()
 }
 
@@ -42,8 +42,8 @@ fn a_certificate_names_the_machine_that_the_gateway_chose() {
     let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     let params = CertificateParams::new(vec!["landfall-gateway".to_owned()]).unwrap();
     let csr = params.serialize_request(&key).unwrap();
-    let before = crate::pki::now();
-    let certificate = authority().sign_agent(csr.der(), &machine(), HOUR).unwrap();
+    let before = now();
+    let certificate = authority().sign_agent(csr.der(), &machine(), now(), HOUR).unwrap();
     let facts = Certificate::read(&certificate).unwrap();
     assert_eq!((facts.machine, facts.serial.len()), (Some(machine()), 16));
     let valid = facts.not_after.millis() - before.millis();
@@ -56,18 +56,35 @@ fn a_certificate_names_the_machine_that_the_gateway_chose() {
 }
 
 #[test]
+fn a_certificate_says_when_its_machine_enrolled_and_renewal_does_not_change_it() {
+    let (authority, request) = (authority(), Identity::request().unwrap());
+    // A month and a half ago, to the second.
+    let enrolled = Timestamp::from_millis(now().millis() - 45 * 24 * 3_600_000);
+    let renewed = authority.sign_agent(request.csr(), &machine(), enrolled, HOUR).unwrap();
+    let facts = Certificate::read(&renewed).unwrap();
+    assert_eq!(facts.enrolled.millis(), enrolled.millis() / 1000 * 1000);
+    assert!(facts.not_after > now());
+    // It is as good as any other.
+    Identity::new(request, renewed, authority.certificate().to_vec()).unwrap();
+}
+
+#[test]
 fn a_request_that_proves_nothing_is_refused() {
     let request = Identity::request().unwrap();
     let mut csr = request.csr().to_vec();
     for wrong in [&[][..], &csr[..csr.len() - 1], &[0x30; 100], &[0; 20_000]] {
-        refused(authority().sign_agent(wrong, &machine(), HOUR), ErrorKind::Corrupt, "request");
+        refused(authority().sign_agent(wrong, &machine(), now(), HOUR), ErrorKind::Corrupt, "request");
     }
     *csr.last_mut().unwrap() ^= 1;
-    refused(authority().sign_agent(&csr, &machine(), HOUR), ErrorKind::Corrupt, "signature");
+    refused(authority().sign_agent(&csr, &machine(), now(), HOUR), ErrorKind::Corrupt, "signature");
     let weak = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
     let csr = CertificateParams::default().serialize_request(&weak).unwrap();
-    refused(authority().sign_agent(csr.der(), &machine(), HOUR), ErrorKind::Unsupported, "Ed25519");
-    refused(authority().sign_agent(request.csr(), &machine(), HOUR * 24 * 365 * 9), ErrorKind::Usage, "five years");
+    refused(authority().sign_agent(csr.der(), &machine(), now(), HOUR), ErrorKind::Unsupported, "Ed25519");
+    refused(
+        authority().sign_agent(request.csr(), &machine(), now(), HOUR * 24 * 365 * 9),
+        ErrorKind::Usage,
+        "five years",
+    );
 }
 
 #[test]
@@ -131,10 +148,10 @@ fn damaged_files_are_told() {
 fn an_answer_for_another_key_or_by_another_authority_is_no_identity() {
     let (ours, evil) = (authority(), Authority::from_seed(&[66; 32]).unwrap());
     let (request, other) = (Identity::request().unwrap(), Identity::request().unwrap());
-    let certificate = ours.sign_agent(other.csr(), &machine(), HOUR).unwrap();
+    let certificate = ours.sign_agent(other.csr(), &machine(), now(), HOUR).unwrap();
     refused(Identity::new(request, certificate, ours.certificate().to_vec()), ErrorKind::Corrupt, "not the key");
     let request = Identity::request().unwrap();
-    let certificate = evil.sign_agent(request.csr(), &machine(), HOUR).unwrap();
+    let certificate = evil.sign_agent(request.csr(), &machine(), now(), HOUR).unwrap();
     refused(Identity::new(request, certificate, ours.certificate().to_vec()), ErrorKind::Corrupt, "not accept");
 }
 

@@ -66,6 +66,22 @@ async fn a_gateway_that_does_not_read_holds_the_agent() {
 }
 
 #[tokio::test]
+async fn a_gateway_may_say_that_it_is_alive_before_it_says_welcome_or_refuses() {
+    let gateway = Gateway::start(Limits::default()).await;
+    let identity = gateway.enrolled("db-1").await;
+    gateway.site.alive.store(20, Ordering::SeqCst);
+    let (mut link, welcome) =
+        timeout(SOON, connect(&gateway.address, &identity, hello("db-1"))).await.unwrap().unwrap();
+    assert_eq!(welcome.newest, Some(cycle_id(9)));
+    link.to.send(FromAgent::Alive).await.unwrap();
+    assert_eq!(timeout(SOON, link.from.next()).await.unwrap().unwrap(), Some(FromGateway::Alive));
+    drop(link);
+    *gateway.site.refuse.lock().unwrap() = Some((ErrorKind::NoSpace.exit_code(), "full".to_owned()));
+    let refusal = timeout(SOON, connect(&gateway.address, &identity, hello("db-1"))).await.unwrap();
+    refused(refusal.map(|_| ()), ErrorKind::NoSpace, "full");
+}
+
+#[tokio::test]
 async fn the_kind_of_an_error_travels() {
     let gateway = Gateway::start(Limits::default()).await;
     let identity = gateway.enrolled("db-1").await;

@@ -14,7 +14,7 @@ use crate::client::dial::{Dialled, dial};
 use crate::client::{connect, enroll, renew, ship};
 use crate::codec::WireCodec;
 use crate::link::{RENEW, SHIP};
-use crate::pki::{Authority, Certificate, Credentials, Identity, Token};
+use crate::pki::{Authority, Certificate, Credentials, Identity, Token, now};
 use crate::raw::{Certified, Enroll, Renew};
 use crate::{FromAgent, FromGateway, tls};
 
@@ -52,7 +52,7 @@ async fn no_link_and_no_renewal_without_a_certificate() {
 async fn foreign(gateway: &Gateway) -> Identity {
     let evil = Authority::from_seed(&[66; 32]).unwrap();
     let request = Identity::request().unwrap();
-    let certificate = evil.sign_agent(request.csr(), &"db-1".parse().unwrap(), Duration::from_secs(60)).unwrap();
+    let certificate = evil.sign_agent(request.csr(), &"db-1".parse().unwrap(), now(), Duration::from_secs(60)).unwrap();
     let (folder, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     Identity::new(request, certificate, evil.certificate().to_vec()).unwrap().store(folder.path()).unwrap();
     gateway.enrolled("db-1").await.store(ours.path()).unwrap();
@@ -99,17 +99,31 @@ async fn a_link_ends_when_its_certificate_expires() {
 #[tokio::test]
 async fn a_revoked_certificate_ends_its_link_and_opens_no_other() {
     let mut gateway = Gateway::start(short()).await;
+    let other = Gateway::start(short()).await;
     let identity = gateway.enrolled("db-1").await;
+    let bystander = gateway.enrolled("db-2").await;
+    let renewed = renew(&gateway.address, &identity).await.unwrap();
     let (mut link, _) = connect(&gateway.address, &identity, hello("db-1")).await.unwrap();
-    let serial = Certificate::read(identity.certificate()).unwrap().serial;
-    assert_eq!(serial.len(), 16);
-    gateway.site.revoked.lock().unwrap().insert(serial);
+    let enrolled = |identity: &Identity| Certificate::read(identity.certificate()).unwrap().enrolled;
+    gateway.site.revoked.lock().unwrap().insert(identity.machine().clone(), enrolled(&identity));
     refused(timeout(SOON, link.from.next()).await.unwrap(), ErrorKind::Key, "revoked");
     refused(gateway.ends.recv().await.unwrap(), ErrorKind::Key, "revoked");
     refused(connect(&gateway.address, &identity, hello("db-1")).await, ErrorKind::Key, "revoked");
     refused(renew(&gateway.address, &identity).await, ErrorKind::Key, "revoked");
+    // Neither is what was made of it before, nor what a gateway makes of it that has not heard: renewal washes nothing clean.
+    let washed = renew(&other.address, &renewed).await.unwrap();
+    for identity in [&renewed, &washed] {
+        refused(connect(&gateway.address, identity, hello("db-1")).await, ErrorKind::Key, "revoked");
+        refused(renew(&gateway.address, identity).await, ErrorKind::Key, "revoked");
+    }
+    connect(&gateway.address, &bystander, hello("db-2")).await.unwrap();
+    // Enrolled again, if need be within the second, it is let in.
     let again = gateway.enrolled("db-1").await;
+    assert!(enrolled(&again) > enrolled(&identity));
     connect(&gateway.address, &again, hello("db-1")).await.unwrap();
+    let renewed = renew(&gateway.address, &again).await.unwrap();
+    assert_eq!(enrolled(&renewed), enrolled(&again));
+    connect(&gateway.address, &renewed, hello("db-1")).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! A gateway that keeps nothing, and agents for it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::pki::{Authority, Identity, Token};
+use crate::pki::{Authority, Identity, Token, now};
 use crate::server::{Limits, Service, serve};
 use crate::{
     Begin, CycleCheck, CycleDigest, Data, DiskShape, End, FromAgent, FromGateway, Hello, Incoming, Peer, Welcome,
@@ -26,7 +26,8 @@ pub(super) const SEED: [u8; 32] = [7; 32];
 pub(super) struct Site {
     pub(super) authority: Arc<Authority>,
     tokens: Mutex<HashMap<Digest, MachineName>>,
-    pub(super) revoked: Mutex<HashSet<Vec<u8>>>,
+    /// Machines, and the last enrolment of each that is refused.
+    pub(super) revoked: Mutex<HashMap<MachineName, Timestamp>>,
     /// Links are not read while this is set.
     pub(super) held: AtomicBool,
     pub(super) release: Notify,
@@ -38,6 +39,8 @@ pub(super) struct Site {
     pub(super) refuse: Mutex<Option<(u8, String)>>,
     /// Validity of certificates.
     pub(super) valid: Mutex<Duration>,
+    /// How often it says that it is alive before it says welcome.
+    pub(super) alive: AtomicU64,
 }
 
 impl Site {
@@ -47,6 +50,9 @@ impl Site {
         while let Some(message) = from.next().await? {
             match message {
                 FromAgent::Hello(_) => {
+                    for _ in 0..self.alive.load(Ordering::SeqCst) {
+                        to.send(FromGateway::Alive).await.map_err(gone)?;
+                    }
                     let refuse = self.refuse.lock().unwrap().clone();
                     let answer = match refuse {
                         Some((code, why)) => FromGateway::Refuse(code, why),
@@ -94,15 +100,17 @@ impl Service for Site {
     async fn enroll(&self, _address: SocketAddr, token_secret: [u8; 16], csr: Vec<u8>) -> Result<Vec<u8>> {
         let machine = self.tokens.lock().unwrap().remove(&Token::hash_of(&token_secret));
         let machine = machine.ok_or_else(|| Error::new(ErrorKind::Key, "the token is unknown or used"))?;
-        self.authority.sign_agent(&csr, &machine, *self.valid.lock().unwrap())
+        let revoked = self.revoked.lock().unwrap().get(&machine).copied();
+        let after = revoked.map_or(now(), |until| now().max(Timestamp::from_millis(until.millis() + 1000)));
+        self.authority.sign_agent(&csr, &machine, after, *self.valid.lock().unwrap())
     }
 
     async fn renew(&self, peer: Peer, csr: Vec<u8>) -> Result<Vec<u8>> {
-        self.authority.sign_agent(&csr, &peer.machine, *self.valid.lock().unwrap())
+        self.authority.sign_agent(&csr, &peer.machine, peer.enrolled, *self.valid.lock().unwrap())
     }
 
-    fn is_revoked(&self, serial: &[u8]) -> bool {
-        self.revoked.lock().unwrap().contains(serial)
+    fn is_revoked(&self, peer: &Peer) -> bool {
+        self.revoked.lock().unwrap().get(&peer.machine).is_some_and(|until| peer.enrolled <= *until)
     }
 }
 
@@ -143,6 +151,7 @@ impl Gateway {
             ends,
             refuse: Mutex::default(),
             valid: Mutex::new(Duration::from_secs(3600)),
+            alive: AtomicU64::new(0),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
