@@ -207,7 +207,9 @@ fn ten_thousand_connections_are_bounded_told_once_and_keep_no_machine_from_its_p
     agent.kill();
     agent.finish();
     host.ship_until_taken();
-    let said = refusals(&gateway.stop().stderr);
+    let log = gateway.stop().stderr;
+    assert!(!log.contains("not accepted"), "it ran out of files");
+    let said = refusals(&log);
     assert!(!said.is_empty(), "nothing is said of who was refused");
     for (who, times) in &said {
         assert!(*times <= minutes + 1, "{who:?} is told of {times} times in {minutes} minutes");
