@@ -13,7 +13,7 @@ use std::sync::mpsc::{Sender, channel, sync_channel};
 
 use bytes::Bytes;
 use landfall_model::num::to_usize;
-use landfall_model::{CycleId, Digest, DiskName, Extent, ExtentSet, Result, Timestamp};
+use landfall_model::{CycleId, Digest, DiskName, Extent, ExtentSet, GroupId, Result, Timestamp};
 use landfall_wire::{Begin, CycleDigest, Data, FromAgent, MESSAGES_WAITING_MAX};
 use tokio::sync::mpsc;
 
@@ -64,6 +64,8 @@ pub(crate) struct Cut {
     pub(crate) base: Base,
     pub(crate) state_root: PathBuf,
     pub(crate) stop: Stop,
+    /// The group's cut that it is.
+    pub(crate) group: Option<GroupId>,
 }
 
 /// What was read and sent.
@@ -75,20 +77,20 @@ pub(crate) struct CutDone {
 }
 
 impl Cut {
-    /// Makes the cut: gives `Begin` and all runs to `out`, in order. `time` tells the moment when everything is held still, `journal`
-    /// begins the journal. Blocks; everything is thawed when it returns.
+    /// Makes the cut: gives `Begin` and all runs to `out`, in order. `time` tells the moment when everything is held still, and may wait for
+    /// it; `journal` begins the journal. Blocks; everything is thawed when it returns.
     ///
     /// # Errors
-    /// What the disks and the freezing say; `Unavailable` where nobody takes the messages any more.
+    /// What the disks, the freezing and `time` say; `Unavailable` where nobody takes the messages any more.
     pub(crate) fn make(
         self,
-        time: impl FnOnce() -> Timestamp,
+        time: impl FnOnce() -> Result<Timestamp>,
         journal: impl FnOnce(&JournalHead) -> Result<JournalWriter>,
         out: mpsc::Sender<FromAgent>,
     ) -> Result<CutDone> {
         let stop = || self.stop.is_set() || out.is_closed();
         let held = self.freeze.hold(&self.state_root, &stop)?;
-        let (time, consistency) = (time(), self.freeze.consistency());
+        let (time, consistency) = (time()?, self.freeze.consistency());
         let mut disks = open_disks(&self.disks)?;
         disks.iter_mut().for_each(|d| d.shape.whole = self.is_whole(&d.shape.name));
         let parent = match &self.plan {
@@ -96,7 +98,7 @@ impl Cut {
             Plan::Incremental { parent, .. } => Some(*parent),
         };
         let shapes = disks.iter().map(|d| d.shape.clone()).collect();
-        let begin = Begin { cycle: self.cycle, parent, time, consistency, disks: shapes };
+        let begin = Begin { cycle: self.cycle, parent, time, consistency, disks: shapes, group: self.group };
         let protected = || disks.iter().filter(|d| d.reader.is_some());
         let states = protected().map(|d| DiskState { name: d.shape.name.clone(), size: d.shape.size });
         let base = parent.and(self.base.cycle);

@@ -34,6 +34,8 @@ pub(crate) struct Link<R> {
     pub(crate) to: mpsc::Sender<FromAgent>,
     /// From the gateway.
     pub(crate) from: R,
+    /// Why the gateway held the machine when it answered.
+    pub(crate) held: Option<String>,
 }
 
 /// Opens links.
@@ -50,14 +52,15 @@ pub(crate) trait Connect: Send {
 pub(crate) struct Gateways {
     identity: Arc<Mutex<Arc<Identity>>>,
     folder: PathBuf,
+    interval: Duration,
 }
 
 impl Gateways {
-    /// Loads the identity of a machine.
+    /// Loads the identity of a machine that ships at an interval.
     ///
     /// # Errors
     /// `NotFound` where the machine is not enrolled; `Usage` where it is enrolled under another name.
-    pub(crate) fn open(folder: &Path, machine: &MachineName) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, machine: &MachineName, interval: Duration) -> Result<Self> {
         let identity = Identity::load(folder)?;
         if identity.machine() != machine {
             let why = format!(
@@ -67,7 +70,7 @@ impl Gateways {
             );
             return Err(Error::new(ErrorKind::Usage, why));
         }
-        Ok(Self { identity: Arc::new(Mutex::new(Arc::new(identity))), folder: folder.to_owned() })
+        Ok(Self { identity: Arc::new(Mutex::new(Arc::new(identity))), folder: folder.to_owned(), interval })
     }
 
     fn identity(&self) -> Arc<Identity> {
@@ -114,9 +117,10 @@ impl Connect for Gateways {
             versions: (*VERSIONS.start(), *VERSIONS.end()),
             machine: identity.machine().clone(),
             program: concat!("landfall-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
+            interval_ms: u64::try_from(self.interval.as_millis()).unwrap_or(0),
         };
         let (link, welcome) = client::connect(gateway, &identity, hello).await?;
-        Ok((Link { to: link.to, from: link.from }, welcome.newest))
+        Ok((Link { to: link.to, from: link.from, held: welcome.held }, welcome.newest))
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use landfall_model::{CycleId, Error, ErrorKind, Result};
+use landfall_model::{CycleId, Error, ErrorKind, GroupId, Result};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::backoff::Backoff;
@@ -18,6 +18,7 @@ use crate::cancel::Cancel;
 use crate::config::AgentConfig;
 use crate::freeze::Freeze;
 use crate::link::{Connect, Gateways, Link, Receive};
+use crate::orders::Orders;
 use crate::ship::{Event, Fault, Shared, Shipper};
 use crate::state::StateDir;
 use crate::status::StatusFile;
@@ -31,7 +32,7 @@ const NEXT_GATEWAY_WAIT: Duration = Duration::from_secs(1);
 /// What no later attempt can mend: `NotFound` where the machine is not enrolled, `Usage` for the configuration, `Conflict` where another
 /// agent has the state directory. Everything else is logged, shown in `status.json`, and tried again.
 pub async fn run(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Result<()> {
-    let gateways = Gateways::open(identity, &config.machine)?;
+    let gateways = Gateways::open(identity, &config.machine, config.interval)?;
     let renewing = gateways.clone();
     let agent = Agent::open(config, gateways, cancel)?;
     tokio::select! {
@@ -46,13 +47,21 @@ pub async fn run(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Resu
 /// # Errors
 /// As for [`run`], and whatever keeps the cycle from being spooled.
 pub async fn run_once(config: &AgentConfig, identity: &Path, cancel: &Cancel) -> Result<()> {
-    let gateways = Gateways::open(identity, &config.machine)?;
+    let gateways = Gateways::open(identity, &config.machine, config.interval)?;
     let agent = Agent::open(config, gateways.clone(), cancel)?;
     tokio::select! {
         () = gateways.renew_if_due(&config.gateways) => {}
         () = cancel.cancelled() => {}
     }
     agent.run_once().await
+}
+
+/// What is due.
+enum Due {
+    /// A cycle.
+    Cycle,
+    /// A group's cut.
+    Group(GroupId),
 }
 
 /// A running agent.
@@ -93,6 +102,8 @@ impl<C: Connect> Agent<C> {
             disks: config.disks.clone(),
             freeze: Freeze::of(config),
             cancel: cancel.clone(),
+            patient: true,
+            orders: Orders::default(),
             events: Box::new(record),
         };
         Ok(Self {
@@ -128,15 +139,23 @@ impl<C: Connect> Agent<C> {
 
     /// Ships one cycle.
     pub(crate) async fn run_once(mut self) -> Result<()> {
+        self.shipper.patient = false;
         let shipped = match self.connect().await {
-            Ok((mut link, newest)) => self.shipper.ship(&mut link, newest).await.map(|_| ()),
+            Ok((mut link, newest)) => match self.shipper.orders.held() {
+                Some(why) => {
+                    let why = format!("the gateway lets no cycle of this machine begin: {why}");
+                    Err(Fault::Refused(Error::new(ErrorKind::Unavailable, why)))
+                }
+                None => self.shipper.ship(&mut link, newest).await.map(|_| ()),
+            },
             Err(fault) => Err(fault),
         };
         self.with_status(|status| status.connected(None));
         let Err(fault) = shipped else { return Ok(()) };
         let error = match fault {
             Fault::Link(error) | Fault::Local(error) | Fault::Refused(error) => error,
-            Fault::Resync(reason) => Error::new(ErrorKind::Conflict, reason),
+            Fault::Resync(reason) | Fault::NoGroup(reason) => Error::new(ErrorKind::Conflict, reason),
+            Fault::Wait(reason) => Error::new(ErrorKind::Unavailable, reason),
             Fault::Cancelled => Error::new(ErrorKind::Unavailable, "interrupted: the cycle was not completed"),
         };
         self.with_status(|status| status.failed(&error));
@@ -157,10 +176,12 @@ impl<C: Connect> Agent<C> {
                 () = self.cancel.cancelled() => return Err(Fault::Cancelled),
             };
             match opened {
-                Ok((link, newest)) => {
+                Ok((mut link, newest)) => {
                     tracing::info!(gateway, newest = newest.map(tracing::field::display), "connected");
                     self.first = (self.first + n) % self.gateways.len();
                     self.with_status(|status| status.connected(Some(gateway)));
+                    self.shipper.orders = Orders::default();
+                    self.shipper.hold(link.held.take());
                     return Ok((link, newest));
                 }
                 Err(error) => {
@@ -175,17 +196,22 @@ impl<C: Connect> Agent<C> {
     /// Ships cycles until something ends that.
     async fn serve(&mut self, link: &mut Link<C::From>, mut newest: Option<CycleId>) -> Fault {
         loop {
-            if let Err(fault) = self.wait_until_due(link).await {
-                return fault;
-            }
+            let due = match self.wait_until_due(link).await {
+                Ok(due) => due,
+                Err(fault) => return fault,
+            };
             let begun = Instant::now();
-            let shipped = self.shipper.ship(link, newest).await;
+            let shipped = match due {
+                Due::Cycle => self.shipper.ship(link, newest).await.map(Some),
+                Due::Group(id) => self.shipper.ship_in_group(link, newest, id).await,
+            };
             let failed_here = matches!(shipped, Err(Fault::Local(_)));
-            if shipped.is_ok() || failed_here {
+            if matches!(shipped, Ok(Some(_))) || failed_here {
                 self.due = next_tick(begun, Instant::now(), self.interval);
             }
             match shipped {
-                Ok(shipped) => {
+                Ok(None) => {}
+                Ok(Some(shipped)) => {
                     newest = Some(shipped.cycle);
                     self.backoff.reset();
                     self.refusals = 0;
@@ -196,13 +222,18 @@ impl<C: Connect> Agent<C> {
         }
     }
 
-    /// Hears what the gateway says until the next cycle begins.
-    async fn wait_until_due<R: Receive>(&mut self, link: &mut Link<R>) -> std::result::Result<(), Fault> {
+    /// Hears what the gateway says until the next cycle begins, its own or a group's.
+    async fn wait_until_due<R: Receive>(&mut self, link: &mut Link<R>) -> std::result::Result<Due, Fault> {
         loop {
+            if let Some((id, group)) = self.shipper.orders.prepare() {
+                tracing::debug!(%group, %id, "a cut of the group is prepared");
+                return Ok(Due::Group(id));
+            }
+            let held = self.shipper.orders.held().is_some();
             tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => return Err(Fault::Cancelled),
-                () = sleep_until(self.due) => return Ok(()),
+                () = sleep_until(self.due), if !held => return Ok(Due::Cycle),
                 incoming = link.from.next() => {
                     self.shipper.hear(incoming, None).await?;
                 }
@@ -222,7 +253,10 @@ impl<C: Connect> Agent<C> {
                 (error, self.backoff.failed())
             }
             Fault::Local(error) => (error, NEXT_GATEWAY_WAIT),
-            Fault::Resync(reason) => (Error::new(ErrorKind::Conflict, reason), NEXT_GATEWAY_WAIT),
+            Fault::Resync(reason) | Fault::NoGroup(reason) => {
+                (Error::new(ErrorKind::Conflict, reason), NEXT_GATEWAY_WAIT)
+            }
+            Fault::Wait(reason) => (Error::new(ErrorKind::Unavailable, reason), NEXT_GATEWAY_WAIT),
             Fault::Refused(error) => {
                 self.first = next;
                 self.refusals += 1;
@@ -245,6 +279,7 @@ fn next_tick(begun: Instant, now: Instant, interval: Duration) -> Instant {
 fn log(event: &Event) {
     match event {
         Event::Cut { cycle, time } => tracing::debug!(%cycle, %time, "cut"),
+        Event::Waits(why) => tracing::warn!(why, "everything must be sent, and waits"),
         Event::Spooled(shipped) => tracing::info!(
             cycle = %shipped.cycle,
             time = %shipped.time,
@@ -255,6 +290,8 @@ fn log(event: &Event) {
             "spooled"
         ),
         Event::Committed { cycle, timeline, seq, .. } => tracing::info!(%cycle, %timeline, %seq, "committed"),
+        Event::Held(Some(why)) => tracing::warn!(why, "the gateway holds this machine: no cycle begins"),
+        Event::Held(None) => tracing::info!("the gateway holds this machine no longer"),
     }
 }
 

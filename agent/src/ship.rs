@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use landfall_model::{CycleId, Error, ErrorKind, Seq, Timeline, Timestamp};
+use landfall_model::{CycleId, Error, ErrorKind, GroupId, Seq, Timeline, Timestamp};
 use landfall_wire::{End, FromAgent, FromGateway, TEXT_BYTES_MAX, kind_of_code};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
@@ -24,6 +24,7 @@ use crate::freeze::Freeze;
 use crate::history::Plan;
 use crate::image::DiskConfig;
 use crate::link::{Link, Receive, now};
+use crate::orders::{Gate, Orders, gate};
 use crate::state::StateDir;
 
 /// How long a gateway that does not read is given to take that a cycle is aborted.
@@ -42,6 +43,10 @@ pub(crate) enum Fault {
     Refused(Error),
     /// The gateway wants everything.
     Resync(String),
+    /// The gateway wants everything, and not yet.
+    Wait(String),
+    /// The cut of a group does not take place: the link goes on.
+    NoGroup(String),
     /// The agent is asked to stop.
     Cancelled,
 }
@@ -51,6 +56,8 @@ pub(crate) enum Fault {
 pub(crate) enum Event {
     /// Everything was held still.
     Cut { cycle: CycleId, time: Timestamp },
+    /// Everything must be sent, and the gateway does not want it yet: why.
+    Waits(String),
     /// The cycle is durable on the gateway.
     Spooled(Shipped),
     /// A cycle is a recovery point.
@@ -61,6 +68,8 @@ pub(crate) enum Event {
         timeline: Timeline,
         seq: Seq,
     },
+    /// The gateway holds the machine, and why; `None`: not any more.
+    Held(Option<String>),
 }
 
 /// A cycle that was spooled.
@@ -126,6 +135,10 @@ pub(crate) struct Shipper {
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) freeze: Freeze,
     pub(crate) cancel: Cancel,
+    /// Whether it waits for as long as the gateway wants, before everything is sent.
+    pub(crate) patient: bool,
+    /// What the gateway asks for, on the link that is open.
+    pub(crate) orders: Orders,
     pub(crate) events: Box<dyn FnMut(Event) + Send>,
 }
 
@@ -139,17 +152,54 @@ impl Shipper {
         link: &mut Link<R>,
         newest: Option<CycleId>,
     ) -> Result<Shipped, Fault> {
-        let plan = self.state.run(move |state| state.plan(newest)).await?;
-        if let Plan::Full { reason } = &plan {
-            tracing::info!(reason, "everything is sent");
-        }
-        let reason = match self.cycle(link, plan).await {
-            Err(Fault::Resync(reason)) => reason,
-            other => return other,
+        self.ship_or_all(link, newest, None).await
+    }
+
+    /// Ships one cycle that is a group's cut. Where everything is asked for, that is a later cut, and the machine's own.
+    ///
+    /// # Errors
+    /// As for [`Self::ship`]; `NoGroup` where nothing was begun.
+    pub(crate) async fn ship_at<R: Receive>(
+        &mut self,
+        link: &mut Link<R>,
+        newest: Option<CycleId>,
+        group: GroupId,
+    ) -> Result<Shipped, Fault> {
+        self.ship_or_all(link, newest, Some(group)).await
+    }
+
+    async fn ship_or_all<R: Receive>(
+        &mut self,
+        link: &mut Link<R>,
+        newest: Option<CycleId>,
+        group: Option<GroupId>,
+    ) -> Result<Shipped, Fault> {
+        let plan = match self.state.run(move |state| state.plan(newest)).await {
+            Ok(plan) => plan,
+            Err(fault) => return Err(abort(link, false, group, fault).await),
         };
-        tracing::warn!(reason, "the gateway asks for everything");
-        match self.cycle(link, Plan::Full { reason }).await {
-            Err(Fault::Resync(reason)) => {
+        let reason = match plan {
+            // That may have to wait for its hours; the others do not wait for it.
+            Plan::Full { reason } if group.is_some() => {
+                return Err(abort(link, false, group, Fault::NoGroup(reason)).await);
+            }
+            Plan::Full { reason } => {
+                tracing::info!(reason, "everything must be sent");
+                self.deliver(link, FromAgent::Ask(shortened(reason))).await?;
+                self.until_wanted(link).await?
+            }
+            changes @ Plan::Incremental { .. } => match self.cycle(link, changes, group).await {
+                Err(Fault::Resync(reason)) => reason,
+                Err(Fault::Wait(why)) => {
+                    self.waits(why)?;
+                    self.until_wanted(link).await?
+                }
+                other => return other,
+            },
+        };
+        tracing::warn!(reason, "the gateway takes everything");
+        match self.cycle(link, Plan::Full { reason }, None).await {
+            Err(Fault::Resync(reason) | Fault::Wait(reason)) => {
                 let why = format!("the gateway does not take everything either: {reason}");
                 Err(Fault::Refused(Error::new(ErrorKind::Conflict, why)))
             }
@@ -157,7 +207,37 @@ impl Shipper {
         }
     }
 
-    async fn cycle<R: Receive>(&mut self, link: &mut Link<R>, plan: Plan) -> Result<Shipped, Fault> {
+    /// Waits until the gateway wants everything: nothing is frozen or read before. Says why it is wanted.
+    async fn until_wanted<R: Receive>(&mut self, link: &mut Link<R>) -> Result<String, Fault> {
+        loop {
+            let incoming = tokio::select! {
+                incoming = link.from.next() => incoming,
+                () = self.cancel.cancelled() => return Err(Fault::Cancelled),
+            };
+            match self.hear(incoming, None).await {
+                Err(Fault::Resync(reason)) => return Ok(reason),
+                Err(Fault::Wait(why)) => self.waits(why)?,
+                other => {
+                    other?;
+                }
+            }
+        }
+    }
+
+    fn waits(&mut self, why: String) -> Result<(), Fault> {
+        if !self.patient {
+            return Err(Fault::Refused(Error::new(ErrorKind::Unavailable, why)));
+        }
+        (self.events)(Event::Waits(why));
+        Ok(())
+    }
+
+    async fn cycle<R: Receive>(
+        &mut self,
+        link: &mut Link<R>,
+        plan: Plan,
+        group: Option<GroupId>,
+    ) -> Result<Shipped, Fault> {
         let start = Instant::now();
         let full = matches!(plan, Plan::Full { .. });
         let cycle = CycleId::from_bytes(durable::random().map_err(Fault::Local)?);
@@ -170,28 +250,39 @@ impl Shipper {
             base: self.state.run(|state| Ok(state.base())).await?,
             state_root: self.state_root.clone(),
             stop: stop.0.clone(),
+            group,
         };
         let (out, mut runs) = mpsc::channel(MESSAGES);
         let state = self.state.clone();
-        let cutting =
-            spawn_blocking(move || cut.make(|| state.lock().cut_time(now()), |head| state.lock().begin(head), out));
+        let (gate, opener) = group.map(gate).unzip();
+        let cutting = spawn_blocking(move || {
+            let time = || gate.map_or_else(|| Ok(now()), Gate::pass).map(|time| state.lock().cut_time(time));
+            cut.make(time, |head| state.lock().begin(head), out)
+        });
         let mut begun = None;
-        let pumped = self.pump(link, &mut runs, &mut begun).await;
+        let opened = match opener {
+            Some(opener) => self.open_at_the_moment(link, opener).await,
+            None => Ok(()),
+        };
+        let pumped = match opened {
+            Ok(()) => self.pump(link, &mut runs, &mut begun).await,
+            Err(fault) => Err(fault),
+        };
         // Ends the cut if it has not ended; waited for in any case: everything is thawed then.
         drop((stop, runs));
         let cut = cutting.await.map_err(died).flatten();
         let (done, time) = match (pumped, cut, begun) {
             (Ok(()), Ok(done), Some(time)) => (done, time),
-            (Err(fault), _, begun) => return Err(abort(link, begun.is_some(), fault).await),
-            (Ok(()), Err(error), begun) => return Err(abort(link, begun.is_some(), Fault::Local(error)).await),
+            (Err(fault), _, begun) => return Err(abort(link, begun.is_some(), group, fault).await),
+            (Ok(()), Err(error), begun) => return Err(abort(link, begun.is_some(), group, Fault::Local(error)).await),
             (Ok(()), Ok(_), None) => return Err(Fault::Local(Error::new(ErrorKind::Bug, "a cut without a beginning"))),
         };
         let CutDone { journal, digest, read_bytes, sent_bytes } = done;
         if let Err(fault) = self.state.run(move |state| state.seal(cycle, journal)).await {
-            return Err(abort(link, true, fault).await);
+            return Err(abort(link, true, group, fault).await);
         }
         if let Err(fault) = self.deliver(link, FromAgent::End(End { cycle, digest })).await {
-            return Err(abort(link, true, fault).await);
+            return Err(abort(link, true, group, fault).await);
         }
         let mut shipped = Shipped { cycle, time, full, read_bytes, sent_bytes, elapsed: start.elapsed() };
         loop {
@@ -232,7 +323,7 @@ impl Shipper {
     }
 
     /// Gives a message to the link, and hears what the gateway says meanwhile.
-    async fn deliver<R: Receive>(&mut self, link: &mut Link<R>, message: FromAgent) -> Result<(), Fault> {
+    pub(crate) async fn deliver<R: Receive>(&mut self, link: &mut Link<R>, message: FromAgent) -> Result<(), Fault> {
         loop {
             tokio::select! {
                 permit = link.to.reserve() => {
@@ -269,8 +360,18 @@ impl Shipper {
                 Ok(spooled)
             }
             FromGateway::Resync(reason) => Err(Fault::Resync(reason)),
+            FromGateway::Wait(why) => Err(Fault::Wait(why)),
             FromGateway::Refuse(code, reason) => Err(Fault::Refused(Error::new(kind_of_code(code), reason))),
             FromGateway::Alive => Ok(false),
+            order @ (FromGateway::Hold(_)
+            | FromGateway::Go
+            | FromGateway::Prepare(..)
+            | FromGateway::Freeze(_)
+            | FromGateway::Cut(..)
+            | FromGateway::Cancel(..)) => {
+                self.order(order);
+                Ok(false)
+            }
             FromGateway::Welcome(_) => Err(Fault::Link(Error::corrupt("the gateway says welcome twice"))),
         }
     }
@@ -283,17 +384,29 @@ impl Shipper {
     }
 }
 
-/// Tells the gateway that the cycle it has begun to take will not be completed. Where it cannot be told, the link is of no use.
-async fn abort<R>(link: &Link<R>, begun: bool, fault: Fault) -> Fault {
-    let mut why = match &fault {
+/// As much of a text as a message may hold.
+fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+    text
+}
+
+/// Tells the gateway that the cycle it has begun to take will not be completed, or that this machine takes no part in a group's cut. Where
+/// it cannot be told, the link is of no use.
+pub(crate) async fn abort<R>(link: &Link<R>, begun: bool, group: Option<GroupId>, fault: Fault) -> Fault {
+    let why = match &fault {
         Fault::Link(_) | Fault::Refused(_) => return fault,
-        _ if !begun => return fault,
+        _ if !begun && group.is_none() => return fault,
         Fault::Local(error) => error.to_string(),
-        Fault::Resync(_) => "everything will be sent".to_owned(),
+        Fault::NoGroup(why) => why.clone(),
+        Fault::Resync(_) | Fault::Wait(_) => "everything will be sent".to_owned(),
         Fault::Cancelled => "the agent stops".to_owned(),
     };
-    why.truncate(why.floor_char_boundary(TEXT_BYTES_MAX));
-    match (timeout(ABORT_WAIT, link.to.send(FromAgent::Abort(why))).await, fault) {
+    let why = shortened(why);
+    let message = match group {
+        Some(id) if !begun => FromAgent::Unready(id, why),
+        _ => FromAgent::Abort(why),
+    };
+    match (timeout(ABORT_WAIT, link.to.send(message)).await, fault) {
         (Ok(Ok(())), fault) | (_, fault @ (Fault::Cancelled | Fault::Local(_))) => fault,
         _ => ended(),
     }

@@ -35,6 +35,15 @@ pub struct CommittedStatus {
     pub seq: Seq,
 }
 
+/// The gateway lets no cycle begin.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HeldStatus {
+    /// When it was heard.
+    pub since: Timestamp,
+    /// Why.
+    pub reason: String,
+}
+
 /// What went wrong last.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ErrorStatus {
@@ -55,6 +64,9 @@ pub struct Status {
     pub updated: Timestamp,
     /// The gateway that the agent is connected to.
     pub gateway: Option<String>,
+    /// Whether that gateway lets no cycle begin.
+    #[serde(default)]
+    pub held: Option<HeldStatus>,
     /// The newest cut, complete or not.
     pub last_cut: Option<CutStatus>,
     /// The newest cut that is durable on a gateway.
@@ -69,6 +81,9 @@ pub struct Status {
     pub elapsed_ms: u64,
     /// Whether it sent everything.
     pub full: bool,
+    /// Why everything must be sent and is not yet; none when it is, or need not be.
+    #[serde(default)]
+    pub waits: Option<String>,
     /// What went wrong, until a cycle is spooled again.
     pub error: Option<ErrorStatus>,
 }
@@ -79,6 +94,7 @@ impl Status {
             machine,
             updated: now(),
             gateway: None,
+            held: None,
             last_cut: None,
             last_spooled: None,
             last_committed: None,
@@ -86,6 +102,7 @@ impl Status {
             read_bytes: 0,
             elapsed_ms: 0,
             full: false,
+            waits: None,
             error: None,
         }
     }
@@ -108,7 +125,14 @@ impl Status {
 
     fn event(&mut self, event: &Event) {
         match *event {
-            Event::Cut { cycle, time } => self.last_cut = Some(CutStatus { cycle, time }),
+            Event::Held(ref reason) => {
+                self.held = reason.clone().map(|reason| HeldStatus { since: now(), reason });
+            }
+            Event::Cut { cycle, time } => {
+                self.last_cut = Some(CutStatus { cycle, time });
+                self.waits = None;
+            }
+            Event::Waits(ref why) => self.waits = Some(why.clone()),
             Event::Spooled(shipped) => {
                 self.last_spooled = Some(CutStatus { cycle: shipped.cycle, time: shipped.time });
                 (self.sent_bytes, self.read_bytes) = (shipped.sent_bytes, shipped.read_bytes);
@@ -157,6 +181,9 @@ impl StatusFile {
     /// The link was opened, or has ended.
     pub(crate) fn connected(&mut self, gateway: Option<&str>) {
         self.status.gateway = gateway.map(str::to_owned);
+        // Asked anew on each link.
+        self.status.waits = None;
+        self.status.held = None;
         self.write();
     }
 

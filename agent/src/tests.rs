@@ -5,3 +5,4 @@ mod gateway;
 mod histories;
 mod looping;
 mod machine;
+mod orders;

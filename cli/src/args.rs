@@ -79,10 +79,33 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Agent(AgentCommand),
     /// How the gateway on this host and its machines are.
-    Status(GatewayFile),
+    #[command(after_help = "Examples:\n  landfall status\n  landfall status --machine web-01")]
+    Status {
+        #[command(flatten)]
+        file: GatewayFile,
+        /// One machine, in full: what it did in the last 12 hours too.
+        #[arg(long, value_name = "M")]
+        machine: Option<MachineName>,
+    },
     /// Have a machine's agent send everything at its next cycle; only what differs is stored. Run beside the gateway.
     #[command(after_help = "Example:\n  landfall resync --machine web-01")]
     Resync {
+        #[command(flatten)]
+        file: GatewayFile,
+        #[command(flatten)]
+        machine: Machine,
+    },
+    /// Let a machine begin no cycle until it is resumed. One in flight is completed; points stay. Run beside the gateway.
+    #[command(after_help = "Example:\n  landfall pause --machine web-01")]
+    Pause {
+        #[command(flatten)]
+        file: GatewayFile,
+        #[command(flatten)]
+        machine: Machine,
+    },
+    /// Let a paused machine go on: its next cycle has everything since.
+    #[command(after_help = "Example:\n  landfall resume --machine web-01")]
+    Resume {
         #[command(flatten)]
         file: GatewayFile,
         #[command(flatten)]

@@ -32,6 +32,35 @@ pub(crate) async fn first() {
     signals(1, || ()).await;
 }
 
+/// Runs work that ends in order after the first signal; the second ends it at once.
+///
+/// # Errors
+/// Those of the work; `Unavailable` where there was a second signal.
+pub(crate) async fn or_second<T>(work: impl Future<Output = Result<T>>, what_is_left: &str) -> Result<T> {
+    tokio::select! {
+        outcome = work => outcome,
+        () = signals(2, || ()) => {
+            Err(Error::new(ErrorKind::Unavailable, format!("interrupted twice: stopped at once; {what_is_left}")))
+        }
+    }
+}
+
+/// Does something at each SIGHUP. Ends only when it is dropped.
+///
+/// # Errors
+/// `Unsupported` where the host has no signals.
+pub(crate) fn at_hangup(mut heard: impl FnMut()) -> Result<impl Future<Output = ()>> {
+    // From here on, so that one which comes early does not end the process.
+    let mut hangups = signal(SignalKind::hangup())
+        .map_err(|e| Error::with_source(ErrorKind::Unsupported, "this host has no signals", e))?;
+    Ok(async move {
+        while hangups.recv().await.is_some() {
+            heard();
+        }
+        std::future::pending().await
+    })
+}
+
 /// Runs work that a crash cannot hurt until the first signal.
 ///
 /// # Errors

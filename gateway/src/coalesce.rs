@@ -55,6 +55,7 @@ fn may_vanish(last: &PointMeta, next: &PointMeta) -> bool {
         meta.disks.iter().map(|d| (d.name.clone(), d.size, d.excluded, d.base_seq)).collect()
     };
     !last.pinned
+        && last.group.is_none()
         && last.consistency < Consistency::Application
         && last.consistency <= next.consistency
         && last.domain == next.domain
@@ -257,6 +258,7 @@ mod tests {
             counters: Counters::default(),
             pinned: false,
             cycle: None,
+            group: None,
         }
     }
 

@@ -9,7 +9,6 @@
 //! state_dir = "/var/lib/landfall"  # the default
 //! domain = "default"               # dedup domain of the machines; the default
 //! spool = "20GiB"                  # most bytes that wait for the store; the default
-//! rate = "50MiB"                   # most bytes uploaded in a second; default: no limit
 //! metrics = "127.0.0.1:9464"       # /metrics for Prometheus and /health; default: not served
 //!
 //! [store]                          # how the store is reached; default: as the environment says
@@ -18,6 +17,7 @@
 //! no_proxy = ["store.site"]
 //! ca_files = ["/etc/ssl/own-ca.pem"]               # trusted besides the system's
 //! ```
+//! What may change while it runs stands in [`crate::rules`]; sections `[[group]]` in [`crate::group_config`].
 
 mod store;
 
@@ -27,7 +27,12 @@ use landfall_model::{DomainName, Result};
 use landfall_settings::{Source, check_address};
 use landfall_vault::StoreOptions;
 
-const KEYS: &[&str] = &["vault", "site_key", "listen", "names", "state_dir", "domain", "spool", "rate", "metrics"];
+use crate::group_config;
+use crate::groups::GroupConfig;
+use crate::rules::{self, Rules};
+
+const KEYS: &[&str] =
+    &["vault", "site_key", "listen", "names", "state_dir", "domain", "spool", "rate", "metrics", "utc_offset"];
 const SPOOL_BYTES: u64 = 20 << 30;
 
 /// What a gateway is told.
@@ -47,12 +52,14 @@ pub struct GatewayConfig {
     pub domain: DomainName,
     /// Most bytes of objects that wait for the store.
     pub spool_bytes: u64,
-    /// Most bytes uploaded in a second.
-    pub rate: Option<u64>,
     /// Where metrics are served: `HOST:PORT`.
     pub metrics: Option<String>,
     /// How the store is reached.
     pub store: StoreOptions,
+    /// What may change while it runs.
+    pub rules: Rules,
+    /// Machines whose points are of one moment.
+    pub groups: Vec<GroupConfig>,
 }
 
 impl GatewayConfig {
@@ -64,6 +71,18 @@ impl GatewayConfig {
         Self::parse(&landfall_settings::read(path)?, path)
     }
 
+    /// Reads a configuration file, and looks whether what it names besides vault and site key can be used: secrets of webhooks.
+    ///
+    /// # Errors
+    /// As for [`Self::read`], and of these files.
+    pub fn read_whole(path: &Path) -> Result<Self> {
+        let config = Self::read(path)?;
+        for webhook in &config.rules.webhooks {
+            webhook.secret().map_err(|e| e.context(path.display().to_string()))?;
+        }
+        Ok(config)
+    }
+
     /// Reads the text of a configuration file; errors name the file.
     ///
     /// # Errors
@@ -72,7 +91,7 @@ impl GatewayConfig {
         let source = Source::new(text, file);
         let document = source.parse()?;
         let root = source.root(&document);
-        root.only(&["gateway", "store"])?;
+        root.only(&[&["gateway", "store", "group"], &rules::SECTIONS[..]].concat())?;
         let table = source.table(root.required("gateway", "add a section [gateway]")?, "[gateway]")?;
         table.only(KEYS)?;
         let vault = table.parsed::<String>("vault", "add vault = \"URL\"")?;
@@ -92,9 +111,10 @@ impl GatewayConfig {
             state_dir: table.path("state_dir")?.unwrap_or_else(|| PathBuf::from("/var/lib/landfall")),
             domain: table.optional("domain")?.map_or_else(default_domain, Ok)?,
             spool_bytes: table.size("spool")?.unwrap_or(SPOOL_BYTES),
-            rate: table.size("rate")?,
             metrics: address("metrics")?,
             store: store.unwrap_or_default(),
+            rules: Rules::read(&root, &table)?,
+            groups: group_config::groups(source, root.get("group"))?,
         })
     }
 }
@@ -113,6 +133,20 @@ mod tests {
         assert_eq!(config.listen, "0.0.0.0:7443");
         assert_eq!(config.spool_bytes, 20 << 30);
         assert_eq!(config.domain.as_str(), "default");
+    }
+
+    #[test]
+    fn the_example_is_right_as_it_is_and_with_everything_that_it_offers() {
+        let example = include_str!("../../deploy/gateway.toml");
+        parse(example).expect("as it is");
+        // Settings stand behind "# " and have no capital letter before their "=" or bracket; sentences begin with one.
+        let offered = |line: &str| {
+            line.strip_prefix("# ").is_some_and(|l| l.starts_with(|c: char| c == '[' || c.is_ascii_lowercase()))
+        };
+        let all: Vec<&str> = example.lines().map(|l| if offered(l) { &l[2..] } else { l }).collect();
+        let config = parse(&all.join("\n")).expect("with everything");
+        assert!(config.rules.uploads.usual().is_some() && !config.rules.machines.is_empty());
+        assert!(config.rules.resync.is_some() && !config.rules.webhooks.is_empty());
     }
 
     #[test]

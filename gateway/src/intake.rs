@@ -11,6 +11,7 @@ use landfall_wire::{CycleCheck, Data, FromAgent, Incoming};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::flow::Flow;
 use crate::newest::Newest;
 use crate::source::{Batch, Task};
 
@@ -53,7 +54,7 @@ pub(crate) async fn feed(
     newest: &Newest,
     disks: &[DiskMeta],
     tasks: Sender<Task>,
-    large: &Arc<Semaphore>,
+    (large, flow): (&Arc<Semaphore>, &Flow),
 ) -> Result<()> {
     let whole: Vec<bool> = check.begin().disks.iter().map(|d| d.whole).collect();
     let described = |(disk, whole): (&DiskMeta, &bool)| match &newest.view {
@@ -84,6 +85,7 @@ pub(crate) async fn feed(
         match message {
             FromAgent::Data(data) => {
                 check.data(&data)?;
+                flow.received(&data).await;
                 receiving.data(data).await?;
             }
             FromAgent::Zero(disk, extent) => {
@@ -96,8 +98,11 @@ pub(crate) async fn feed(
             }
             FromAgent::Abort(why) => return Err(gave_up(&format!("the agent gave the cycle up: {why}"))),
             FromAgent::Alive => {}
-            FromAgent::Hello(_) | FromAgent::Begin(_) => {
+            FromAgent::Hello(_) | FromAgent::Begin(_) | FromAgent::Ask(_) => {
                 return Err(Error::corrupt("the agent began again within a cycle"));
+            }
+            FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..) => {
+                return Err(Error::corrupt("the agent spoke of a group's cut within a cycle"));
             }
         }
     }

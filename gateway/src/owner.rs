@@ -6,11 +6,12 @@
 //! that is left.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use landfall_model::{
-    CycleId, DiskMeta, DomainName, Error, ErrorKind, MachineName, Progress, Result, SegmentId, Seq, Timeline, Timestamp,
+    CycleId, DiskMeta, DomainName, Error, ErrorKind, GroupMark, MachineName, Progress, Result, SegmentId, Seq,
+    Timeline, Timestamp,
 };
 use landfall_vault::{
     DedupIndex, Heartbeat, Held, Machine, MapView, SignedPoint, Tenure, Vault, crash_point, follows, now,
@@ -18,7 +19,9 @@ use landfall_vault::{
 use landfall_wire::{Begin, CycleCheck, FromAgent, Incoming};
 use tokio::sync::mpsc::channel;
 use tokio::sync::{Semaphore, broadcast};
+use tokio::time::Instant;
 
+use crate::flow::Flows;
 use crate::listing::Listing;
 use crate::newest::{Newest, know_inline_chunks, refuse_rollback, remember};
 use crate::pipeline::{self, TASKS_AHEAD, Workers};
@@ -27,8 +30,9 @@ use crate::rate::Rate;
 use crate::source::Task;
 use crate::spool::Spool;
 use crate::state::State;
+use crate::tasks::Tasks;
 use crate::upload::{Epoch, Uploader};
-use crate::waiting::{Queue, Waiting, lost};
+use crate::waiting::{HeldLast, Queue, Waiting, lost};
 use crate::{Cancel, Session, coalesce, intake};
 
 /// An epoch is closed after so long: what is sealed later cannot be opened by who finds its key in memory.
@@ -51,7 +55,9 @@ pub(crate) struct Shared {
     pub(crate) spool: Arc<Spool>,
     pub(crate) index: Arc<RwLock<DedupIndex>>,
     pub(crate) workers: Arc<Workers>,
-    pub(crate) rate: Rate,
+    pub(crate) rate: Arc<Rate>,
+    /// What flows in, by machine.
+    pub(crate) flows: Flows,
     pub(crate) epoch: Mutex<Option<(Arc<Epoch>, Instant)>>,
     /// Cycles of more than one batch at a time: each has segments of 32 MiB open, the others of an agent wait unread.
     pub(crate) large: Arc<Semaphore>,
@@ -59,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) heads: Mutex<()>,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) listing: Listing,
+    /// What the gateway does in the background.
+    pub(crate) tasks: Tasks,
 }
 
 impl Shared {
@@ -163,7 +171,7 @@ impl Owner {
             events: events.clone(),
             waiting: waiting.clone(),
         };
-        tokio::spawn(committer.run());
+        shared.tasks.spawn(committer.run());
         let name = name.clone();
         let owner = Self { shared, name, tenure, newest, committed, waiting, events, _held: held };
         Ok((owner, from_the_first))
@@ -171,7 +179,10 @@ impl Owner {
 
     /// The newest cycle that is spooled or committed.
     pub(crate) fn newest_cycle(&self) -> Option<CycleId> {
-        self.newest.meta().and_then(|m| m.cycle)
+        match self.waiting.last() {
+            Some(last) => last.meta().cycle,
+            None => self.newest.meta().and_then(|m| m.cycle),
+        }
     }
 
     /// The time of the newest committed or spooled point.
@@ -222,18 +233,20 @@ impl Owner {
         Ok(())
     }
 
-    /// Takes a cycle that has begun: captures what arrives and spools its point.
+    /// Takes a cycle that has begun: captures what arrives and spools its point, with this mark.
     ///
     /// # Errors
     /// [`Refused`].
     pub(crate) async fn cycle(
         &mut self,
         begin: Begin,
+        group: Option<GroupMark>,
         from: &mut Incoming<FromAgent>,
     ) -> std::result::Result<Taken, Refused> {
         if !self.is_alive() {
             return Err(lost().into());
         }
+        self.follow_queue();
         self.check(&begin)?;
         if begin.disks.iter().any(|d| d.whole && !d.excluded) && self.newest.view.is_some() {
             self.shared.listing.catch_up(&self.shared, &self.newest).await?;
@@ -256,11 +269,13 @@ impl Owner {
             consistency: begin.consistency,
             disks: disks.clone(),
             cycle: Some(begin.cycle),
+            group,
         };
         let cycle = begin.cycle;
         let mut check = CycleCheck::new(begin);
         let (task_tx, task_rx) = channel::<Task>(TASKS_AHEAD);
-        let feed = intake::feed(from, &mut check, &self.newest, &disks, task_tx, &self.shared.large);
+        let flow = self.shared.flows.of(&self.name);
+        let feed = intake::feed(from, &mut check, &self.newest, &disks, task_tx, (&self.shared.large, &flow));
         let captured = pipeline::run(&session, &uploader, disks.len(), &Cancel::default(), task_rx, feed).await?;
         let made = point::make(&session, &uploader, captured, position, cut, &machine).await?;
 
@@ -281,21 +296,19 @@ impl Owner {
         let pressed = self.shared.spool.is_pressed();
         let last = self.waiting.hold_last(|last| coalesce::is_due(last, made.signed.point.meta(), pressed));
         if let Some(last) = last {
-            match self.join(session, &last, &made).await {
-                Ok(joined) => {
-                    self.waiting.release_last(Some(joined));
-                    let bodies = [&last.point().body, &made.signed.point.body];
-                    return Ok(Some(bodies.iter().flat_map(|b| b.segments.keys().copied()).collect()));
-                }
+            let bodies = [&last.point().point().body, &made.signed.point.body];
+            let segments = bodies.iter().flat_map(|b| b.segments.keys().copied()).collect();
+            match self.join(session, last, &made).await {
+                Ok(()) => return Ok(Some(segments)),
                 Err(error) => {
                     tracing::warn!(%error, machine = %self.name, "two points that wait were not made one: both are kept");
-                    self.waiting.release_last(None);
                 }
             }
         }
         let key = made.signed.point.key();
         crash_point("spool.before-point");
-        self.shared.spool.put_point(session.machine(), key.timeline, key.seq, made.signed.bytes.clone()).await?;
+        let bytes = made.signed.bytes.clone();
+        self.shared.spool.put_point(session.machine(), key.timeline, key.seq, bytes, || {}).await?;
         crash_point("spool.point-written");
         let pins = self.shared.spool.pins(made.signed.point.body.segments.keys());
         let view = MapView::extended(&self.newest.machine, self.newest.view.take(), made.signed.point);
@@ -306,26 +319,36 @@ impl Owner {
     }
 
     /// Makes one point of the last that waits and the one after it, in the place of the first of both.
-    async fn join(&mut self, session: &Session, last: &Waiting, made: &Made) -> Result<Waiting> {
+    async fn join(&mut self, session: &Session, last: HeldLast, made: &Made) -> Result<()> {
         let shared = &self.shared;
-        let before = shared.bytes_of(&self.newest.machine, last).await?;
+        let before = shared.bytes_of(&self.newest.machine, last.point()).await?;
         let pair = coalesce::Pair {
             machine: &self.newest.machine,
-            earlier: (last.point(), &before),
+            earlier: (last.point().point(), &before),
             later: (&made.signed.point, &made.signed.bytes),
         };
         let uploader = Uploader::to_spool(shared.epoch()?, shared.spool.clone());
         let (signed, inline) = coalesce::merge(session, &uploader, &shared.spool, &pair).await?;
         let key = signed.point.key();
-        crash_point("coalesce.before-point");
-        shared.spool.put_point(session.machine(), key.timeline, key.seq, signed.bytes.clone()).await?;
-        crash_point("coalesce.point-written");
         let pins = shared.spool.pins(signed.point.body.segments.keys());
-        let view = self.newest.view.take().unwrap_or_else(|| last.view.clone()).amended(signed.point);
-        self.newest.view = Some(view.clone());
+        let view = self.newest.view.clone().unwrap_or_else(|| last.point().view.clone()).amended(signed.point);
+        let joined = Waiting::made(view, signed.bytes.clone(), inline, pins);
+        crash_point("coalesce.before-point");
+        let replace = move || last.replace(joined);
+        shared.spool.put_point(session.machine(), key.timeline, key.seq, signed.bytes, replace).await?;
+        crash_point("coalesce.point-written");
+        self.follow_queue();
+        Ok(())
+    }
+
+    /// The newest point is the last that waits, where that became another: also after a link was lost while it did.
+    fn follow_queue(&mut self) {
+        let Some(last) = self.waiting.last() else { return };
+        let same = |view: &MapView| view.point_digest() == last.view.point_digest();
+        let newest = self.newest.view.take();
+        self.newest.view = newest.map(|v| if same(&v) { v } else { v.amended(last.point().clone()) });
         self.newest.line.pop();
-        self.newest.line.push(key);
-        Ok(Waiting::made(view, signed.bytes, inline, pins))
+        self.newest.line.push(last.point().key());
     }
 
     /// Reads what is committed anew, from the newest checkpoint on; what waits stays.
@@ -473,7 +496,7 @@ impl Committer {
 
     async fn afterwards(&self, view: &MapView) -> Result<()> {
         let session = self.shared.session(&self.machine);
-        let uploader = Uploader::to_store(self.shared.epoch()?);
+        let uploader = Uploader::to_store(self.shared.epoch()?).keeping_to(self.shared.rate.clone());
         point::afterwards(&session, &uploader, view).await
     }
 

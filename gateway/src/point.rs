@@ -1,8 +1,8 @@
 //! From what was captured to a recovery point: its tail, its pages, its record; and what saves work after it is committed.
 
 use landfall_model::{
-    ChunkRef, Consistency, Counters, CycleId, DiskMeta, DomainName, GatewayId, MachineName, PointMeta, Result,
-    Timestamp,
+    ChunkRef, Consistency, Counters, CycleId, DiskMeta, DomainName, GatewayId, GroupMark, MachineName, PointMeta,
+    Result, Timestamp,
 };
 use landfall_vault::{Body, Kind, MapView, Position, SignedPoint, checkpoint, crash_point, now, refers_only_to_stored};
 
@@ -21,6 +21,7 @@ pub(crate) struct Cut {
     pub(crate) consistency: Consistency,
     pub(crate) disks: Vec<DiskMeta>,
     pub(crate) cycle: Option<CycleId>,
+    pub(crate) group: Option<GroupMark>,
 }
 
 /// A point that waits for its commit.
@@ -68,6 +69,7 @@ pub(crate) async fn make(
         counters,
         pinned: false,
         cycle: cut.cycle,
+        group: cut.group,
     };
     let body = Body { meta, segments, disks: pages };
     refers_only_to_stored(&body, |id| session.ledger.has_segment(id))?;

@@ -3,10 +3,11 @@
 //! ```text
 //! <agents>/tokens/<hash of the secret>     machine and end of validity; deleted when it is used
 //! <agents>/revoked/<machine>-<until>       what the machine enrolled until then (milliseconds since 1970, 16 hex) is refused
-//! <agents>/resync/<machine>                its next cycle is to be compared in full
+//! <agents>/resync/<machine>                to be compared in full, until it was
+//! <agents>/paused/<machine>                it is to begin no cycle; since when
 //! ```
-//! Files, so that `gateway token` and `gateway revoke` work beside a running gateway. No secret is in them. The vault has the revocations
-//! too, for all gateways ([`crate::revoked`]).
+//! Files, so that `gateway token`, `gateway revoke`, `pause` and `resume` work beside a running gateway. No secret is in them. The vault has
+//! the revocations too, for all gateways ([`crate::revoked`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -33,12 +34,19 @@ pub struct Registry {
     folder: PathBuf,
     /// As of the last look: asked for each call, so no disk is read then.
     revoked: RwLock<BTreeMap<MachineName, BTreeSet<Timestamp>>>,
+    /// Likewise.
+    paused: RwLock<BTreeMap<MachineName, Timestamp>>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Waiting {
     machine: MachineName,
     expires: Timestamp,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Paused {
+    since: Timestamp,
 }
 
 fn failed(doing: &str, path: &Path, error: io::Error) -> Error {
@@ -64,17 +72,22 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     }
 }
 
+fn paused_since(path: &Path) -> Option<Timestamp> {
+    let paused: Option<Paused> = fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    paused.map(|p| p.since)
+}
+
 impl Registry {
     /// Opens or makes it.
     ///
     /// # Errors
     /// `Usage`, `NoSpace` of the folder.
     pub fn open(folder: PathBuf) -> Result<Self> {
-        for part in ["tokens", "revoked", "resync"] {
+        for part in ["tokens", "revoked", "resync", "paused"] {
             let part = folder.join(part);
             fs::create_dir_all(&part).map_err(|e| failed("make", &part, e))?;
         }
-        let registry = Self { folder, revoked: RwLock::default() };
+        let registry = Self { folder, revoked: RwLock::default(), paused: RwLock::default() };
         registry.look()?;
         Ok(registry)
     }
@@ -163,16 +176,72 @@ impl Registry {
         replace(&self.folder.join("resync").join(machine.as_str()), b"")
     }
 
-    /// Whether a full comparison was asked for; it is not asked for any more then.
-    pub(crate) fn take_resync(&self, machine: &MachineName) -> bool {
-        fs::remove_file(self.folder.join("resync").join(machine.as_str())).is_ok()
+    /// Whether a full comparison is asked for.
+    pub(crate) fn asks_resync(&self, machine: &MachineName) -> bool {
+        self.folder.join("resync").join(machine.as_str()).exists()
     }
 
-    /// Reads anew which certificates are revoked.
+    /// The full comparison that was asked for is done. Where that cannot be remembered there is another one.
+    pub(crate) fn resync_done(&self, machine: &MachineName) {
+        let path = self.folder.join("resync").join(machine.as_str());
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(%error, path = %path.display(), "the machine will be compared in full again");
+        }
+    }
+
+    /// Lets a machine begin no cycle until it is resumed; gives since when that is so. Points stay.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Usage` of the folder.
+    pub fn pause(&self, machine: &MachineName) -> Result<Timestamp> {
+        let path = self.folder.join("paused").join(machine.as_str());
+        if let Some(since) = paused_since(&path) {
+            return Ok(since);
+        }
+        let since = now();
+        replace(&path, &json(&Paused { since })?)?;
+        Ok(since)
+    }
+
+    /// Lets a machine that was paused begin cycles again.
+    ///
+    /// # Errors
+    /// `NotFound` where it is not paused here.
+    pub fn resume(&self, machine: &MachineName) -> Result<()> {
+        let folder = self.folder.join("paused");
+        let path = folder.join(machine.as_str());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let why = format!("machine {machine} is not paused at this gateway: see `landfall status`");
+                return Err(Error::new(ErrorKind::NotFound, why));
+            }
+            done => done.map_err(|e| failed("delete", &path, e))?,
+        }
+        fs::File::open(&folder).and_then(|f| f.sync_all()).map_err(|e| failed("sync", &folder, e))
+    }
+
+    /// The machines that are paused, and since when.
+    pub(crate) fn paused(&self) -> BTreeMap<MachineName, Timestamp> {
+        self.paused.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn look_paused(&self) -> Result<()> {
+        let folder = self.folder.join("paused");
+        let machines = names(&folder)?.into_iter().filter_map(|n| n.parse::<MachineName>().ok());
+        // A file that says no time says that it is paused.
+        let epoch = Timestamp::from_millis(0);
+        let since = |m: MachineName| (m.clone(), paused_since(&folder.join(m.as_str())).unwrap_or(epoch));
+        let paused = machines.map(since).collect();
+        *self.paused.write().unwrap_or_else(PoisonError::into_inner) = paused;
+        Ok(())
+    }
+
+    /// Reads anew which certificates are revoked and which machines are paused.
     ///
     /// # Errors
     /// `Unavailable`.
     pub(crate) fn look(&self) -> Result<()> {
+        self.look_paused()?;
         let mut revoked: BTreeMap<MachineName, BTreeSet<Timestamp>> = BTreeMap::new();
         for (machine, until) in names(&self.folder.join("revoked"))?.iter().filter_map(|name| parse(name)) {
             revoked.entry(machine).or_default().insert(until);

@@ -180,6 +180,7 @@ async fn cycle(
         consistency,
         disks: disks.iter().map(|d| d.meta.clone()).collect(),
         cycle: None,
+        group: None,
     };
     let made = point::make(&session, &uploader, captured, position, cut, &newest.machine).await?;
     tenure.still_held().await?;

@@ -6,13 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
-use landfall_vault::{DedupIndex, Heartbeat, Vault, crash_point, layout, segment};
+use landfall_vault::{DedupIndex, Heartbeat, Vault, crash_point, layout, now, segment};
 use landfall_wire::pki::Authority;
 use landfall_wire::server::{Limits, Service, alive_while};
 use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_version};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::config::GatewayConfig;
+use crate::flow::Flows;
+use crate::groups::{GroupConfig, Groups};
+use crate::holds::{Holds, Room};
 use crate::listing::Listing;
 use crate::owner::{Event, LARGE_CYCLES, Owner, Refused, Shared};
 use crate::pipeline::Workers;
@@ -20,11 +24,15 @@ use crate::rate::Rate;
 use crate::registry::Registry;
 use crate::renewal::Renewal;
 use crate::replicate::probe;
+use crate::resync::Resync;
 use crate::revoked::share_revocations;
+use crate::rules::Rules;
 use crate::spool::Spool;
 use crate::state::{Lock, State};
 use crate::status::{Board, MachineStatus};
+use crate::tasks::Tasks;
 use crate::upload::put_object;
+use crate::webhook::Notifier;
 
 /// Objects on their way to the store at once.
 const UPLOADS_IN_FLIGHT: usize = 4;
@@ -42,6 +50,8 @@ const UPLOAD_RETRY: [Duration; 6] = [
 const LINK_WAIT_MAX: Duration = Duration::from_secs(45);
 /// A machine without a link is given back after so long, so that its agent may go to another gateway.
 const RELEASE_AFTER: Duration = Duration::from_secs(5);
+/// When the gateway stops, its machines are given back for so long; then it ends. Another gateway waits for the leases that are left to run out.
+const GIVE_BACK_MAX: Duration = Duration::from_secs(5);
 /// How often a machine is tried to be taken of which something is spooled.
 const TAKE_UP_RETRY: Duration = Duration::from_secs(30);
 /// How often the files of the registry are looked at.
@@ -60,10 +70,12 @@ pub struct Options {
     pub domain: DomainName,
     /// Most bytes of objects in the spool.
     pub spool_bytes: u64,
-    /// Most bytes uploaded in a second.
-    pub rate: Option<u64>,
+    /// What may change while it runs.
+    pub rules: Rules,
     /// Host names and addresses in its certificate.
     pub names: Vec<String>,
+    /// Machines whose points are of one moment.
+    pub groups: Vec<GroupConfig>,
 }
 
 /// One machine: its owner while this gateway writes it.
@@ -72,7 +84,13 @@ struct Slot {
     owner: tokio::sync::Mutex<Option<Owner>>,
 }
 
-/// A gateway that serves agents.
+/// What a gateway does beside its links. Dropped, it ends at once, as in a crash; [`Gateway::stop`] ends it in order.
+pub struct Background {
+    ending: watch::Sender<bool>,
+    tasks: [AbortOnDrop; 4],
+}
+
+/// A gateway that serves agents. What it began in the background ends with it.
 pub struct Gateway {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
@@ -80,6 +98,9 @@ pub struct Gateway {
     slots: Mutex<HashMap<MachineName, Arc<Slot>>>,
     board: Arc<Board>,
     _renewal: Renewal,
+    rules: watch::Sender<Arc<Rules>>,
+    holds: Arc<Holds>,
+    groups: Arc<Groups>,
     _lock: Lock,
 }
 
@@ -98,7 +119,8 @@ impl Gateway {
         let registry = Arc::new(Registry::open(state.agents_path())?);
         share(&vault, &registry).await;
         let authority = Arc::new(Authority::from_seed(vault.site().agent_authority_seed().as_bytes())?);
-        let board = Arc::new(Board::new(state.status_path(), options.spool_bytes));
+        let board = Arc::new(Board::new(state.status_path(), options.spool_bytes, &options.groups));
+        let rules = watch::Sender::new(Arc::new(options.rules.clone()));
         let shared = Arc::new(Shared {
             vault,
             state,
@@ -106,14 +128,22 @@ impl Gateway {
             spool,
             index,
             workers: Arc::new(Workers::new()),
-            rate: Rate::new(options.rate),
+            rate: Arc::new(Rate::new(options.rules.upload_rate(now()))),
+            flows: Flows::new(rules.subscribe()),
             epoch: Mutex::default(),
             large: Arc::new(tokio::sync::Semaphore::new(LARGE_CYCLES)),
             heads: Mutex::default(),
             heartbeat,
             listing: Listing::default(),
+            tasks: Tasks::default(),
         });
-        Ok(Self { shared, registry, authority, slots: Mutex::default(), board, _renewal: renewal, _lock: lock })
+        let (holds, groups) = (Arc::new(Holds::default()), Arc::new(Groups::new(&options.groups)));
+        let slots = Mutex::default();
+        let gateway =
+            Self { shared, registry, authority, slots, board, holds, groups, rules, _renewal: renewal, _lock: lock };
+        // Before the first agent asks.
+        gateway.look_at_room();
+        Ok(gateway)
     }
 
     /// Serves agents at `listener`, and metrics where they are wanted, until `stop` is ready; then links end, and what is spooled stays for the
@@ -129,26 +159,43 @@ impl Gateway {
         limits: Limits,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<()> {
-        let (ending, ended) = watch::channel(false);
-        let uploads = tokio::spawn(upload(self.shared.clone(), self.board.clone(), ended.clone()));
-        let (board, spool) = (self.board.clone(), self.shared.spool.clone());
-        let looks = tokio::spawn(look(self.registry.clone(), board.clone(), spool.clone(), ended.clone()));
-        let shares = share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended.clone());
-        let shares = tokio::spawn(shares);
+        let background = self.start();
+        let (board, spool, ended) = (self.board.clone(), self.shared.spool.clone(), background.ending.subscribe());
         let metrics = metrics.map(|listener| tokio::spawn(crate::metrics::serve(listener, board, spool, ended)));
-        self.take_up_spooled();
         let served =
             landfall_wire::server::serve(listener, self.authority.clone(), &options.names, self.clone(), limits, stop);
         let outcome = served.await;
-        ending.send_replace(true);
-        self.give_back().await;
-        for task in [uploads, looks, shares] {
-            let _ = task.await;
-        }
+        self.stop(background).await;
         if let Some(metrics) = metrics {
             metrics.abort();
         }
         outcome
+    }
+
+    /// Begins what a gateway does beside its links: uploads, the look at what other commands wrote, revocations of other gateways, and commits of
+    /// what an earlier run spooled. [`Self::run`] does so itself; whoever brings links in another way (each a [`Service::ship`]) begins here.
+    pub fn start(self: &Arc<Self>) -> Background {
+        let (ending, ended) = watch::channel(false);
+        let uploads = upload(self.shared.clone(), self.board.clone(), ended.clone());
+        let looks = self.clone().look(ended.clone());
+        let shares = share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended.clone());
+        let cuts = self.groups.clone().run(self.holds.clone(), self.board.clone(), ended);
+        self.take_up_spooled();
+        let tasks = [tokio::spawn(uploads), tokio::spawn(looks), tokio::spawn(shares), tokio::spawn(cuts)];
+        Background { ending, tasks: tasks.map(AbortOnDrop) }
+    }
+
+    /// Gives all machines back and ends what [`Self::start`] began. Links must have ended.
+    pub async fn stop(&self, background: Background) {
+        background.ending.send_replace(true);
+        if tokio::time::timeout(GIVE_BACK_MAX, self.give_back()).await.is_err() {
+            tracing::warn!(
+                "the store does not answer: the machines are not given back, and other gateways wait for the heartbeat to run out"
+            );
+        }
+        for mut task in background.tasks {
+            let _ = (&mut task.0).await;
+        }
     }
 
     /// Gives all machines back but those of which something waits in the spool: others wait for these, as for those of a gateway that died,
@@ -162,6 +209,16 @@ impl Gateway {
         let heartbeat = &self.shared.heartbeat;
         if let Err(error) = heartbeat.renew().await {
             tracing::warn!(%error, "the machines were not given back: another gateway waits for them");
+        }
+    }
+
+    /// Has a configuration that was read anew, as far as it can change while the gateway runs: it was started with `running`. What became of it
+    /// stands in the status and in the log.
+    pub fn reload(&self, running: &GatewayConfig, read: Result<GatewayConfig>) {
+        let taken = self.board.configuration(|configuration| configuration.again(running, read));
+        if let Some(newer) = taken {
+            self.rules.send_replace(Arc::new(newer.rules));
+            self.keep_to_rules();
         }
     }
 
@@ -179,7 +236,7 @@ impl Gateway {
             let name = first.point.meta().machine.clone();
             let slot = self.slot(&name);
             let (shared, board) = (self.shared.clone(), self.board.clone());
-            tokio::spawn(async move {
+            self.shared.tasks.spawn(async move {
                 loop {
                     let mut owner = slot.owner.lock().await;
                     if owner.is_some() {
@@ -189,7 +246,7 @@ impl Gateway {
                         Ok(open) => {
                             *owner = Some(open);
                             drop(owner);
-                            return Self::release_later(slot);
+                            return release(slot).await;
                         }
                         Err(error) => tracing::warn!(%error, machine = %name, "what is spooled of it waits"),
                     }
@@ -204,78 +261,121 @@ impl Gateway {
         self.slots().entry(machine.clone()).or_default().clone()
     }
 
-    /// Gives a machine back that has no link and nothing spooled.
-    fn release_later(slot: Arc<Slot>) {
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(RELEASE_AFTER).await;
-                // A link holds the lock while it lasts.
-                let Ok(mut owner) = slot.owner.try_lock() else { return };
-                if owner.as_ref().is_some_and(Owner::is_waiting) {
-                    continue;
-                }
-                *owner = None;
-                return;
-            }
-        });
-    }
-
     async fn link(
         &self,
         owner: &mut Owner,
         from: &mut Incoming<FromAgent>,
         to: &mpsc::Sender<FromGateway>,
         machine: &MachineName,
+        held: Option<String>,
     ) -> Result<()> {
         let told = AbortOnDrop(tokio::spawn(tell(owner.events(), to.clone())));
+        let (member, orders) = self.groups.join(machine);
+        let (holds, to_agent, name) = (self.holds.clone(), to.clone(), machine.clone());
+        let _orders = AbortOnDrop(tokio::spawn(async move { holds.tell(&name, held, orders, to_agent).await }));
         let mut skipping = false;
-        while let Some(message) = from.next().await? {
+        let mut resync = Resync::new(self.rules.subscribe(), &self.registry, machine);
+        loop {
+            let message = tokio::select! {
+                message = from.next() => message?,
+                () = resync.until_changed(), if resync.waits() => {
+                    self.want_all(&mut resync, true, "it waited for this", to, machine).await?;
+                    continue;
+                }
+            };
             match message {
-                FromAgent::Begin(begin) => {
+                None => break,
+                Some(FromAgent::Ask(why)) => {
+                    self.want_all(&mut resync, owner.newest_time().is_some(), &why, to, machine).await?;
+                }
+                Some(FromAgent::Begin(begin)) => {
                     skipping = false;
-                    let time = begin.time;
-                    let asked = begin.parent.is_some() && self.registry.take_resync(machine);
-                    let taken = if asked {
+                    let (time, full, has_points) = (begin.time, begin.parent.is_none(), owner.newest_time().is_some());
+                    let mark = member.mark(&begin);
+                    resync.begins();
+                    let in_flight = self.shared.flows.of(machine).begins(&begin);
+                    let taken = if full && let Some(why) = resync.must_wait(has_points) {
+                        Err(Refused::Error(Error::new(ErrorKind::Unavailable, why)))
+                    } else if !full && mark.is_none() && resync.is_asked() {
                         // What the vault has lost is to be known to be gone.
                         self.shared.listing.expire();
                         Err(Refused::Resync("an operator asked for a full comparison".to_owned()))
                     } else {
-                        owner.cycle(begin, from).await
+                        self.board.change(machine, |m| m.resyncs += u64::from(full && has_points));
+                        owner.cycle(begin, mark, from).await
                     };
                     match taken {
                         Ok(taken) => {
-                            self.board.change(machine, |m| m.spooled(time, taken.joined));
+                            member.done(Ok(()));
+                            if full {
+                                resync.done();
+                            }
+                            let (began, bytes) = in_flight.so_far();
+                            self.board.change(machine, |m| m.spooled(time, began, bytes, taken.joined));
                             say(to, FromGateway::Spooled(taken.cycle)).await?;
                         }
                         Err(Refused::Resync(why)) => {
-                            tracing::info!(%machine, why, "resync");
-                            self.board.change(machine, |m| m.resyncs += 1);
-                            say(to, FromGateway::Resync(why)).await?;
+                            member.done(Err(format!("everything must be sent: {why}")));
+                            self.want_all(&mut resync, has_points, &why, to, machine).await?;
                             skipping = true;
                         }
                         Err(Refused::Error(error)) => {
+                            member.done(Err(error.to_string()));
                             self.board.change(machine, |m| m.failed(error.to_string(), false));
                             return Err(error);
                         }
                     }
                 }
-                FromAgent::Alive => say(to, FromGateway::Alive).await?,
+                Some(FromAgent::Alive) => say(to, FromGateway::Alive).await?,
+                Some(message @ (FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..))) => {
+                    member.said(message);
+                }
                 // What was on its way when a cycle was refused.
-                _ if skipping => {}
-                _ => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
+                Some(_) if skipping => {}
+                Some(_) => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
             }
         }
         drop(told);
         Ok(())
     }
+
+    /// Tells an agent to send everything, or to wait until it may.
+    async fn want_all(
+        &self,
+        resync: &mut Resync<'_>,
+        has_points: bool,
+        why: &str,
+        to: &mpsc::Sender<FromGateway>,
+        machine: &MachineName,
+    ) -> Result<()> {
+        let waits = resync.must_wait(has_points);
+        tracing::info!(%machine, why, waits, "resync");
+        self.board.change(machine, |m| m.waits = waits.clone());
+        let answer = waits.map_or_else(|| FromGateway::Resync(why.to_owned()), FromGateway::Wait);
+        say(to, answer).await
+    }
+}
+
+/// Gives a machine back that has no link and nothing spooled.
+async fn release(slot: Arc<Slot>) {
+    loop {
+        tokio::time::sleep(RELEASE_AFTER).await;
+        // A link holds the lock while it lasts.
+        let Ok(mut owner) = slot.owner.try_lock() else { return };
+        if owner.as_ref().is_some_and(Owner::is_waiting) {
+            continue;
+        }
+        *owner = None;
+        return;
+    }
 }
 
 /// Opens the owner of a machine, and tells the board of it from then on.
 async fn open(shared: Arc<Shared>, board: Arc<Board>, machine: &MachineName) -> Result<Owner> {
-    let (owner, events) = Owner::open(shared, machine).await?;
+    let (owner, events) = Owner::open(shared.clone(), machine).await?;
     let (committed, waiting) = owner.taken_up();
     board.change(machine, |m| m.taken_up(committed, waiting));
-    tokio::spawn(follow(events, board, machine.clone()));
+    shared.tasks.spawn(follow(events, board, machine.clone()));
     Ok(owner)
 }
 
@@ -352,12 +452,14 @@ impl Service for Gateway {
             None => alive_while(&to, open(self.shared.clone(), self.board.clone(), &machine)).await?,
         };
         let opened = owner.insert(opened);
-        self.board.change(&machine, MachineStatus::linked);
-        say(&to, FromGateway::Welcome(Welcome { version, newest: opened.newest_cycle() })).await?;
-        let outcome = self.link(opened, &mut from, &to, &machine).await;
+        self.board.change(&machine, |m| m.linked(hello.interval_ms));
+        let held = self.holds.reason(&machine);
+        let welcome = Welcome { version, newest: opened.newest_cycle(), held: held.clone() };
+        say(&to, FromGateway::Welcome(welcome)).await?;
+        let outcome = self.link(opened, &mut from, &to, &machine, held).await;
         self.board.change(&machine, MachineStatus::unlinked);
         drop(owner);
-        Self::release_later(slot);
+        self.shared.tasks.spawn(release(slot));
         outcome
     }
 
@@ -376,6 +478,67 @@ impl Service for Gateway {
 
     fn is_revoked(&self, peer: &Peer) -> bool {
         self.registry.is_revoked(&peer.machine, peer.enrolled)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.shared.tasks.end();
+    }
+}
+
+impl Gateway {
+    /// Looks each second at what other commands wrote beside a running gateway and at the clock, and writes the status.
+    async fn look(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
+        let mut notifier = None;
+        loop {
+            if let Err(error) = self.registry.look() {
+                tracing::warn!(%error, "revocations, or paused machines, cannot be read");
+            }
+            self.keep_to_rules();
+            self.look_at_room();
+            let holds = &self.holds;
+            self.board.each(|name, machine| (machine.paused, machine.held) = (holds.paused(name), holds.reason(name)));
+            let spooled = self.shared.spool.bytes();
+            self.shared.workers.level.look(spooled, self.shared.workers.is_free());
+            if let Err(error) = self.board.write(spooled) {
+                tracing::warn!(%error, "the status cannot be written");
+            }
+            self.notify(&mut notifier);
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                _ = ended.wait_for(|e| *e) => return,
+            }
+        }
+    }
+
+    /// Whether agents are to begin no cycle: for want of room in the spool, or because an operator said so.
+    fn look_at_room(&self) {
+        let spool = &self.shared.spool;
+        let room = Room::of(&self.shared.state.spool_path(), spool.bytes(), spool.budget());
+        self.holds.look(room, self.registry.paused());
+    }
+
+    /// Tells the webhooks, where there are any, what has changed.
+    fn notify(&self, notifier: &mut Option<Notifier>) {
+        let webhooks = self.rules.borrow().webhooks.clone();
+        if notifier.is_none() && !webhooks.is_empty() {
+            let made = self.shared.state.gateway_id().and_then(Notifier::new);
+            *notifier = made.inspect_err(|error| tracing::error!(%error, "nobody is told when health changes")).ok();
+        }
+        if let Some(notifier) = notifier {
+            notifier.keep_to(&webhooks);
+            notifier.look(&self.board.now(self.shared.spool.bytes()), now());
+        }
+    }
+
+    /// Rates as the rules want them now.
+    fn keep_to_rules(&self) {
+        let (rules, at) = (self.rules.borrow().clone(), now());
+        self.shared.rate.set(rules.upload_rate(at));
+        self.shared.flows.keep_to(&rules, at);
+        let flow = |machine: &MachineName| (rules.machine_rate(machine, at), self.shared.flows.of(machine).receiving());
+        self.board.flows(rules.upload_rate(at), flow);
     }
 }
 
@@ -437,22 +600,6 @@ async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
     crash_point("spool.object-stored");
     shared.spool.stored(name).await?;
     Ok(size)
-}
-
-/// Looks at what other commands wrote beside a running gateway, and writes the status.
-async fn look(registry: Arc<Registry>, board: Arc<Board>, spool: Arc<Spool>, mut ended: watch::Receiver<bool>) {
-    loop {
-        if let Err(error) = registry.look() {
-            tracing::warn!(%error, "revocations cannot be read");
-        }
-        if let Err(error) = board.write(spool.bytes()) {
-            tracing::warn!(%error, "the status cannot be written");
-        }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-            _ = ended.wait_for(|e| *e) => return,
-        }
-    }
 }
 
 async fn share(vault: &Vault, registry: &Registry) {

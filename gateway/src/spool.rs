@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use landfall_model::{Error, ErrorKind, MachineId, Result, SegmentId, Seq, Timeline};
-use landfall_vault::{DedupIndex, Store, Vault, layout};
+use landfall_vault::{DedupIndex, Put, Store, Vault, layout};
 use tokio::sync::Notify;
 
 use crate::state::replace;
@@ -85,6 +85,8 @@ pub(crate) struct Spool {
     waiting: Mutex<Waiting>,
     /// Told whenever something came or went.
     changed: Notify,
+    /// One record of a machine is written at a time, also where nobody waits for the one before any more.
+    writing: Mutex<HashMap<MachineId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// The record of a point that waits, as its file.
@@ -162,7 +164,14 @@ impl Spool {
         let objects = Store::open(&url).map_err(|e| e.context("the spool"))?;
         vault.look_ahead_in(objects.clone());
         // Epoch keys before what they seal: their names sort first.
-        Ok(Self { root: root.to_owned(), objects, budget, waiting: Mutex::new(waiting), changed: Notify::new() })
+        Ok(Self {
+            root: root.to_owned(),
+            objects,
+            budget,
+            waiting: Mutex::new(waiting),
+            changed: Notify::new(),
+            writing: Mutex::default(),
+        })
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -176,6 +185,11 @@ impl Spool {
     /// Bytes of objects that wait.
     pub(crate) fn bytes(&self) -> u64 {
         self.waiting().bytes
+    }
+
+    /// Most bytes that may wait.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
     }
 
     /// Whether room is getting short: points that wait are rather made one than kept apart.
@@ -205,25 +219,42 @@ impl Spool {
         let budget = self.budget;
         // One object always fits: else a budget that is too small would stop everything for good.
         self.until(|w| (w.bytes == 0 || w.bytes + size <= budget).then_some(())).await;
-        self.objects.put_if_absent(name, bytes.clone()).await?;
-        self.waiting().add_hot(name, bytes);
+        match self.objects.put_if_absent(name, bytes.clone()).await? {
+            Put::Created => self.waiting().add_hot(name, bytes),
+            // Of a try that nobody waited for. A key that is wrapped anew has other bytes: what is on the disk is what is uploaded, now and
+            // after a crash.
+            Put::Exists => self.waiting().add(name, size),
+        }
         self.changed.notify_waiters();
         Ok(())
     }
 
-    /// Appends a point behind the others of its machine, or replaces the last.
+    /// Appends a point behind the others of its machine, or replaces the last; `then` is done as soon as it is durable. Where the future is dropped, it
+    /// is done all the same, and before another record of the machine is written.
     ///
     /// # Errors
     /// `NoSpace`, `Unavailable`.
-    pub(crate) async fn put_point(&self, machine: MachineId, timeline: Timeline, seq: Seq, bytes: Bytes) -> Result<()> {
+    pub(crate) async fn put_point(
+        &self,
+        machine: MachineId,
+        timeline: Timeline,
+        seq: Seq,
+        bytes: Bytes,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
         let (points, path) = (self.root.join("points"), self.point(machine, timeline, seq));
+        let turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner).entry(machine).or_default().clone();
+        let turn = turn.lock_owned().await;
         blocking(move || {
+            let _turn = turn;
             let folder = points.join(machine.to_string());
             if !folder.exists() {
                 let make = || fs::create_dir(&folder).and_then(|()| File::open(&points)?.sync_all());
                 make().map_err(|e| failed("make", &folder, e))?;
             }
-            replace(&path, &bytes)
+            replace(&path, &bytes)?;
+            then();
+            Ok(())
         })
         .await
     }
@@ -422,5 +453,40 @@ impl Waiting {
     fn remove(&mut self, name: &str) {
         self.bytes -= self.sizes.remove(name).unwrap_or(0);
         self.hot_bytes -= self.hot.remove(name).map_or(0, |b| b.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use landfall_keys::{RecoveryKey, SiteKey};
+    use landfall_model::VaultId;
+
+    #[tokio::test]
+    async fn a_key_that_is_spooled_twice_is_uploaded_as_it_lies_on_the_disk() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&format!("file://{}/vault", folder.path().display())).expect("a store");
+        let recovery = RecoveryKey::generate(VaultId::from_bytes([1; 16])).expect("randomness");
+        let site = SiteKey::generate(recovery.vault_id(), recovery.root_public()).expect("randomness");
+        let vault = Vault::create(store, &recovery, site, landfall_vault::now()).await.expect("a vault");
+        let sealer = landfall_keys::ContentSealer::open_epoch(
+            vault.site(),
+            vault.site().domain_id(&"default".parse().expect("a name")),
+        );
+        let sealer = sealer.expect("an epoch");
+        let name = layout::epoch(sealer.domain(), sealer.epoch(), recovery.recipient().id());
+        let wrapped =
+            || -> Bytes { sealer.wrapped_for(vault.site(), &recovery.recipient()).expect("a wrapped key").into() };
+        let root = folder.path().join("spool");
+        let spool = Arc::new(Spool::open(&root, 1 << 20, &vault).expect("a spool"));
+        let (first, second) = (wrapped(), wrapped());
+        assert_ne!(first, second, "each wrap is its own");
+        // The first try is on the disk, and nobody heard of it: its link was lost.
+        spool.objects.put_if_absent(&name, first.clone()).await.expect("stored");
+        spool.put(&name, second).await.expect("spooled");
+        assert_eq!(spool.next().await, name);
+        assert_eq!(spool.read(&name, &vault).await.expect("its bytes"), Some(first.clone()));
+        let again = Spool::open(&root, 1 << 20, &vault).expect("a spool");
+        assert_eq!(again.read(&name, &vault).await.expect("its bytes"), Some(first), "after a crash too");
     }
 }

@@ -17,11 +17,12 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use landfall_model::{Error, ErrorKind, GatewayId, Result, VaultId};
 use landfall_vault::verify::Heads;
 use rustix::fs::{FlockOperation, flock};
+use tokio::time::Instant;
 
 /// How long a command waits for another on the same state directory: an initial copy of a large disk may be under way.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(600);

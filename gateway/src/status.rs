@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use landfall_model::{Error, ErrorKind, MachineName, Result, Seq, Timestamp};
+use landfall_model::{Error, ErrorKind, GroupId, GroupName, MachineName, Result, Seq, Timestamp};
 use landfall_vault::now;
 use serde::{Deserialize, Serialize};
 
+use crate::figures::{Figures, Recent};
+use crate::groups::GroupConfig;
+use crate::reload::Configuration;
+use crate::rules::BytesPerSecond;
 use crate::state::replace;
 
 const MINUTE_MS: i64 = 60_000;
@@ -48,11 +52,25 @@ pub struct MachineStatus {
     pub seq: Option<u64>,
     /// Since when the oldest of its points that wait for the store does.
     pub waiting_since: Option<Timestamp>,
-    /// Since when each of them does.
+    /// How many of them wait.
+    #[serde(default)]
+    pub waiting_points: usize,
+    /// Bytes of disks that their cycles brought, of those that were taken since the gateway was started.
+    #[serde(default)]
+    pub waiting_bytes: u64,
+    /// Each of them.
     #[serde(skip)]
-    pub(crate) waiting: VecDeque<Timestamp>,
+    pub(crate) waiting: VecDeque<Spooled>,
+    /// What happened in the last 12 hours.
+    #[serde(default)]
+    pub window: Figures,
+    #[serde(skip)]
+    pub(crate) recent: Recent,
     /// Cycles taken since the gateway was started.
     pub cycles: u64,
+    /// Bytes of disks that they brought.
+    #[serde(default)]
+    pub received_bytes: u64,
     /// Times that everything had to be compared since then.
     pub resyncs: u64,
     /// Cycles and commits that failed since then.
@@ -61,33 +79,134 @@ pub struct MachineStatus {
     pub error: Option<String>,
     /// Whether that error is one that waiting does not mend.
     pub stuck: bool,
+    /// Most bytes that are received from it in a second, now.
+    #[serde(default)]
+    pub rate: BytesPerSecond,
+    /// Why it must be compared in full, and is not yet.
+    #[serde(default)]
+    pub waits: Option<String>,
+    /// The cycle that is being received.
+    #[serde(default)]
+    pub receiving: Option<Receiving>,
+    /// Since when an operator lets it begin no cycle.
+    #[serde(default)]
+    pub paused: Option<Timestamp>,
+    /// Why it is to begin no cycle, paused or for another reason.
+    #[serde(default)]
+    pub held: Option<String>,
+}
+
+/// A point that waits for the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Spooled {
+    since: Timestamp,
+    /// When its cycle began, and what it brought; not known of what an earlier run took.
+    cycle: Option<(Timestamp, u64)>,
+}
+
+/// How far a cycle is that is being received.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Receiving {
+    /// Whether everything is sent: a first copy, or a full comparison.
+    pub full: bool,
+    /// When it began to arrive.
+    pub since: Timestamp,
+    /// Bytes of disks that have arrived.
+    pub bytes: u64,
+    /// How far it is on the disks, one after the other, in bytes.
+    pub reached_bytes: u64,
+    /// Size of the disks, in bytes.
+    pub of_bytes: u64,
+}
+
+impl Receiving {
+    /// Of the disks, in percent.
+    pub fn percent(&self) -> u64 {
+        let part = u128::from(self.reached_bytes) * 100;
+        part.checked_div(u128::from(self.of_bytes)).and_then(|p| u64::try_from(p).ok()).unwrap_or(100)
+    }
+
+    /// How long the rest takes if it goes on like this, in milliseconds.
+    pub fn left_ms(&self, at: Timestamp) -> Option<u64> {
+        let elapsed = u128::try_from(at.millis().saturating_sub(self.since.millis())).ok()?;
+        let left = elapsed * u128::from(self.of_bytes.saturating_sub(self.reached_bytes));
+        u64::try_from(left.checked_div(u128::from(self.reached_bytes))?).ok()
+    }
+}
+
+/// A consistency group.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its machines.
+    pub machines: Vec<MachineName>,
+    /// The moment of its newest cut of which every machine's point was spooled.
+    pub taken: Option<Timestamp>,
+    /// The id of that cut.
+    pub id: Option<GroupId>,
+    /// When a cut was missed last; none since the last one that was taken.
+    pub missed: Option<Timestamp>,
+    /// Why.
+    pub why: Option<String>,
+    /// Cuts taken since the gateway was started.
+    pub cuts: u64,
+    /// Cuts missed since then.
+    pub misses: u64,
+}
+
+impl GroupStatus {
+    pub(crate) fn taken(&mut self, id: GroupId, moment: Timestamp) {
+        (self.id, self.taken) = (Some(id), Some(moment));
+        (self.missed, self.why) = (None, None);
+        self.cuts += 1;
+    }
+
+    pub(crate) fn missed(&mut self, why: String) {
+        (self.missed, self.why) = (Some(now()), Some(why));
+        self.misses += 1;
+    }
 }
 
 impl MachineStatus {
     /// Its spool was taken up: what the vault has, and what waits.
     pub(crate) fn taken_up(&mut self, committed: Option<Timestamp>, waiting: usize) {
         self.committed = committed;
-        self.waiting = std::iter::repeat_n(now(), waiting).collect();
-        self.waiting_since = self.waiting.front().copied();
+        self.waiting = std::iter::repeat_n(Spooled { since: now(), cycle: None }, waiting).collect();
+        self.count_waiting();
     }
 
-    pub(crate) fn linked(&mut self) {
+    fn count_waiting(&mut self) {
+        self.waiting_since = self.waiting.front().map(|w| w.since);
+        self.waiting_points = self.waiting.len();
+        self.waiting_bytes = self.waiting.iter().filter_map(|w| w.cycle).map(|(_, bytes)| bytes).sum();
+    }
+
+    /// Its agent has a link, and ships so often.
+    pub(crate) fn linked(&mut self, interval_ms: u64) {
         self.linked = true;
+        self.recent.every(interval_ms, now());
     }
 
     pub(crate) fn unlinked(&mut self) {
         self.linked = false;
+        self.waits = None;
         self.heard = Some(now());
     }
 
-    /// A cycle was spooled; `joined` to the last point that waits, or as a point of its own.
-    pub(crate) fn spooled(&mut self, time: Timestamp, joined: bool) {
+    /// A cycle was taken: its cut, when it began by this host's clock, what it brought, and whether it became one with the last point that
+    /// waits.
+    pub(crate) fn spooled(&mut self, time: Timestamp, began: Timestamp, bytes: u64, joined: bool) {
         self.cycles += 1;
+        self.received_bytes += bytes;
         self.spooled = self.spooled.max(Some(time));
-        if !joined {
-            self.waiting.push_back(now());
+        self.recent.taken(began, bytes, now());
+        match self.waiting.back_mut().filter(|_| joined) {
+            Some(last) => {
+                let before = last.cycle.map_or(0, |(_, bytes)| bytes);
+                last.cycle = Some((began, before + bytes));
+            }
+            None => self.waiting.push_back(Spooled { since: now(), cycle: Some((began, bytes)) }),
         }
-        self.waiting_since = self.waiting.front().copied();
+        self.count_waiting();
     }
 
     pub(crate) fn committed(&mut self, seq: Seq, time: Timestamp) {
@@ -95,12 +214,15 @@ impl MachineStatus {
         self.seq = Some(seq.0);
         self.error = None;
         self.stuck = false;
-        self.waiting.pop_front();
-        self.waiting_since = self.waiting.front().copied();
+        if let Some((began, _)) = self.waiting.pop_front().and_then(|w| w.cycle) {
+            self.recent.committed(began, now());
+        }
+        self.count_waiting();
     }
 
     pub(crate) fn failed(&mut self, why: String, stuck: bool) {
         self.failures += 1;
+        self.recent.failed(now());
         self.error = Some(why);
         self.stuck = stuck;
     }
@@ -128,9 +250,10 @@ impl MachineStatus {
         if backlog > BACKLOG_WARNING_MS {
             return (Health::Warning, Some(format!("points wait for the store since {} min", minutes(backlog))));
         }
-        match &self.error {
-            Some(error) => (Health::Warning, Some(error.clone())),
-            None => (Health::Ok, None),
+        match self.error.as_ref().or(self.waits.as_ref()) {
+            Some(why) => (Health::Warning, Some(why.clone())),
+            // It grows older, as somebody wants it.
+            None => (if self.held.is_some() { Health::Warning } else { Health::Ok }, self.held.clone()),
         }
     }
 }
@@ -146,10 +269,19 @@ pub struct Status {
     pub spool_budget_bytes: u64,
     /// Bytes that were uploaded from the spool since the gateway was started.
     pub uploaded_bytes: u64,
+    /// Most bytes that are uploaded in a second, now.
+    #[serde(default)]
+    pub rate: BytesPerSecond,
     /// The newest error of an upload; none since the last one that worked.
     pub upload_error: Option<String>,
+    /// Its configuration.
+    #[serde(default)]
+    pub configuration: Configuration,
     /// Its machines.
     pub machines: BTreeMap<String, MachineStatus>,
+    /// Its consistency groups.
+    #[serde(default)]
+    pub groups: BTreeMap<String, GroupStatus>,
 }
 
 impl Status {
@@ -187,9 +319,17 @@ pub(crate) struct Board {
 
 impl Board {
     /// A board that goes on from what an earlier run wrote: machines whose agents do not come back are still known.
-    pub(crate) fn new(path: PathBuf, spool_budget_bytes: u64) -> Self {
-        let mut status = Status { spool_budget_bytes, ..Status::default() };
-        for (name, before) in Status::read(&path).map(|s| s.machines).unwrap_or_default() {
+    pub(crate) fn new(path: PathBuf, spool_budget_bytes: u64, groups: &[GroupConfig]) -> Self {
+        let configuration = Configuration::first();
+        let mut status = Status { spool_budget_bytes, configuration, ..Status::default() };
+        let before = Status::read(&path).unwrap_or_default();
+        for group in groups {
+            let name = group.name.to_string();
+            let (taken, id) = before.groups.get(&name).map_or((None, None), |g| (g.taken, g.id));
+            let machines = group.machines.clone();
+            status.groups.insert(name, GroupStatus { machines, taken, id, ..GroupStatus::default() });
+        }
+        for (name, before) in before.machines {
             let MachineStatus { linked, heard, spooled, committed, seq, .. } = before;
             let heard = if linked { Some(now()) } else { heard };
             let known = MachineStatus { heard, spooled, committed, seq, ..MachineStatus::default() };
@@ -206,10 +346,42 @@ impl Board {
         change(self.status().machines.entry(machine.to_string()).or_default());
     }
 
+    /// Changes what is said of each machine that is known.
+    pub(crate) fn each(&self, change: impl Fn(&MachineName, &mut MachineStatus)) {
+        for (name, machine) in &mut self.status().machines {
+            if let Ok(name) = name.parse() {
+                change(&name, machine);
+            }
+        }
+    }
+
+    pub(crate) fn group(&self, group: &GroupName, change: impl FnOnce(&mut GroupStatus)) {
+        change(self.status().groups.entry(group.to_string()).or_default());
+    }
+
     pub(crate) fn uploaded(&self, bytes: u64) {
         let mut status = self.status();
         status.uploaded_bytes += bytes;
         status.upload_error = None;
+    }
+
+    /// How fast is uploaded now; what may flow in from a machine, and what does.
+    pub(crate) fn flows(
+        &self,
+        uploads: BytesPerSecond,
+        of: impl Fn(&MachineName) -> (BytesPerSecond, Option<Receiving>),
+    ) {
+        let mut status = self.status();
+        status.rate = uploads;
+        for (name, machine) in &mut status.machines {
+            let Ok(name) = name.parse() else { continue };
+            (machine.rate, machine.receiving) = of(&name);
+        }
+    }
+
+    /// The configuration was read anew.
+    pub(crate) fn configuration<T>(&self, change: impl FnOnce(&mut Configuration) -> T) -> T {
+        change(&mut self.status().configuration)
     }
 
     pub(crate) fn upload_failed(&self, why: String) {
@@ -219,7 +391,11 @@ impl Board {
     /// As of now.
     pub(crate) fn now(&self, spool_bytes: u64) -> Status {
         let mut status = self.status();
-        (status.time, status.spool_bytes) = (Some(now()), spool_bytes);
+        let at = now();
+        (status.time, status.spool_bytes) = (Some(at), spool_bytes);
+        for machine in status.machines.values_mut() {
+            machine.window = machine.recent.figures(at);
+        }
         status.clone()
     }
 
@@ -268,15 +444,41 @@ mod tests {
         let mut machine = MachineStatus { linked: true, ..MachineStatus::default() };
         machine.taken_up(Some(at(1)), 0);
         assert_eq!(machine.committed, Some(at(1)), "what is spooled is not in the vault");
-        machine.spooled(at(2), false);
-        machine.spooled(at(3), false);
+        machine.spooled(at(2), now(), 1000, false);
+        machine.spooled(at(3), now(), 300, false);
+        machine.spooled(at(3), now(), 200, true);
+        assert_eq!((machine.waiting_points, machine.waiting_bytes, machine.received_bytes), (2, 1500, 1500));
         let first = machine.waiting_since;
         assert!(first.is_some());
-        machine.waiting[1] = at(50_000_000);
+        machine.waiting[1].since = at(50_000_000);
         machine.committed(Seq(2), at(2));
         assert_eq!(machine.waiting_since, Some(at(50_000_000)), "since when the oldest that is left waits");
+        assert_eq!((machine.waiting_points, machine.waiting_bytes), (1, 500));
         machine.committed(Seq(3), at(3));
-        assert_eq!(machine.waiting_since, None);
+        assert_eq!((machine.waiting_since, machine.waiting_points, machine.waiting_bytes), (None, 0, 0));
+        let window = machine.recent.figures(now());
+        assert_eq!((window.good, window.change_largest_bytes), (2, Some(1000)));
+        assert!(window.latency_largest_ms.is_some());
+    }
+
+    #[test]
+    fn a_cycle_that_arrives_says_how_far_it_is_and_how_long_it_takes() {
+        let receiving =
+            |reached_bytes, of_bytes| Receiving { full: true, since: at(0), bytes: 1, reached_bytes, of_bytes };
+        assert_eq!((receiving(0, 1000).percent(), receiving(0, 1000).left_ms(at(10))), (0, None));
+        assert_eq!((receiving(250, 1000).percent(), receiving(250, 1000).left_ms(at(10))), (25, Some(30 * 60_000)));
+        assert_eq!((receiving(1000, 1000).percent(), receiving(1000, 1000).left_ms(at(10))), (100, Some(0)));
+        assert_eq!(receiving(0, 0).percent(), 100);
+        assert_eq!(receiving(u64::MAX / 2, u64::MAX).left_ms(at(-1)), None, "a clock that went backwards");
+    }
+
+    #[test]
+    fn a_machine_that_waits_for_its_window_is_no_longer_well() {
+        let mut machine =
+            MachineStatus { linked: true, waits: Some("until Sat 22:00".to_owned()), ..MachineStatus::default() };
+        assert_eq!(machine.health(at(1)), (Health::Warning, Some("until Sat 22:00".to_owned())));
+        machine.unlinked();
+        assert_eq!(machine.waits, None);
     }
 
     #[test]

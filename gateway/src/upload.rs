@@ -11,6 +11,7 @@ use landfall_vault::{PutExact, Vault, crash_point, layout};
 use tokio::sync::OnceCell;
 
 use crate::Session;
+use crate::rate::Rate;
 use crate::spool::Spool;
 
 /// Segments on their way at once: enough to fill a link of some latency; with the queue before it 200 MiB are in memory.
@@ -59,17 +60,28 @@ impl Epoch {
 pub(crate) struct Uploader {
     epoch: Arc<Epoch>,
     to: Destination,
+    rate: Option<Arc<Rate>>,
     uploaded_bytes: AtomicU64,
     segments: AtomicU64,
 }
 
 impl Uploader {
     pub(crate) fn to_store(epoch: Arc<Epoch>) -> Self {
-        Self { epoch, to: Destination::Store, uploaded_bytes: AtomicU64::new(0), segments: AtomicU64::new(0) }
+        Self::to(epoch, Destination::Store)
     }
 
     pub(crate) fn to_spool(epoch: Arc<Epoch>, spool: Arc<Spool>) -> Self {
-        Self { epoch, to: Destination::Spool(spool), uploaded_bytes: AtomicU64::new(0), segments: AtomicU64::new(0) }
+        Self::to(epoch, Destination::Spool(spool))
+    }
+
+    fn to(epoch: Arc<Epoch>, to: Destination) -> Self {
+        Self { epoch, to, rate: None, uploaded_bytes: AtomicU64::new(0), segments: AtomicU64::new(0) }
+    }
+
+    /// What goes to the store keeps to a rate.
+    pub(crate) fn keeping_to(mut self, rate: Arc<Rate>) -> Self {
+        self.rate = Some(rate);
+        self
     }
 
     /// Seals the cycle's chunks.
@@ -96,6 +108,9 @@ impl Uploader {
         if let Destination::Spool(spool) = &self.to {
             self.add_uploaded(size);
             return spool.put(name, bytes).await;
+        }
+        if let Some(rate) = &self.rate {
+            rate.take(size).await;
         }
         if put_object(&session.vault, name, bytes).await? {
             self.add_uploaded(size);

@@ -167,7 +167,7 @@ impl Queue {
 
     /// Holds the last where nobody does, and `may` says so of it, of the cut of the point before it, of that of the first, and of how
     /// many wait.
-    pub(crate) fn hold_last(&self, may: impl FnOnce(&Last<'_>) -> bool) -> Option<Arc<Waiting>> {
+    pub(crate) fn hold_last(&self, may: impl FnOnce(&Last<'_>) -> bool) -> Option<HeldLast> {
         let mut held = None;
         self.0.send_if_modified(|state| {
             let cuts = state.points.front().map(|p| p.point.meta().source_time);
@@ -181,12 +181,37 @@ impl Queue {
             }
             false
         });
-        held
+        held.map(|point| HeldLast { queue: self.clone(), point, other: None })
     }
 
-    /// Puts another in the place of the last, which the caller holds; without another, that stays as it is.
-    pub(crate) fn release_last(&self, other: Option<Waiting>) {
-        self.0.send_modify(|state| {
+    /// The last of those that wait.
+    pub(crate) fn last(&self) -> Option<Arc<Waiting>> {
+        self.0.borrow().points.back().map(|p| p.point.clone())
+    }
+}
+
+/// The last point, which nobody else touches. Released when it is dropped, however that comes about.
+pub(crate) struct HeldLast {
+    queue: Queue,
+    point: Arc<Waiting>,
+    other: Option<Waiting>,
+}
+
+impl HeldLast {
+    pub(crate) fn point(&self) -> &Arc<Waiting> {
+        &self.point
+    }
+
+    /// Puts another in its place: it is in the spool.
+    pub(crate) fn replace(mut self, other: Waiting) {
+        self.other = Some(other);
+    }
+}
+
+impl Drop for HeldLast {
+    fn drop(&mut self) {
+        let other = self.other.take();
+        self.queue.0.send_modify(|state| {
             let at = state.points.len().saturating_sub(1);
             if let Some(place) = state.points.back_mut() {
                 place.held = false;

@@ -109,6 +109,10 @@ byte_id!(
     CycleId, 16, "cycle id", "32 hex digits"
 );
 byte_id!(
+    /// One cut of a group of machines: random, made by the gateway that names the moment.
+    GroupId, 16, "group id", "32 hex digits"
+);
+byte_id!(
     /// A machine in the store's keys: a keyed hash of its name.
     MachineId, 16, "machine id", "32 hex digits"
 );

@@ -15,13 +15,14 @@ mod time;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentSet};
 pub use id::{
-    ChunkId, CycleId, Digest, DomainId, EpochId, GatewayId, Generation, IdError, MachineId, RecipientId, SegmentId,
-    Seq, SiteKeyId, Timeline, VaultId,
+    ChunkId, CycleId, Digest, DomainId, EpochId, GatewayId, Generation, GroupId, IdError, MachineId, RecipientId,
+    SegmentId, Seq, SiteKeyId, Timeline, VaultId,
 };
 pub use map::{ChunkRef, Codec, Entry, EntryKind, Location, MapError, RegionMap, Source};
-pub use name::{DiskName, DomainName, MachineName, NameError};
+pub use name::{DiskName, DomainName, GroupName, MachineName, NameError};
 pub use point::{
-    Consistency, Counters, DiskMeta, GenerationMeta, HeartbeatMeta, MachineShape, Nic, PointMeta, RevocationMeta,
+    Consistency, Counters, DiskMeta, GenerationMeta, GroupMark, HeartbeatMeta, MachineShape, Nic, PointMeta,
+    RevocationMeta,
 };
 pub use progress::Progress;
 pub use time::{TimeError, Timestamp};

@@ -72,6 +72,10 @@ name_type!(
     /// A dedup domain: its machines share chunks and epoch keys.
     DomainName, "domain"
 );
+name_type!(
+    /// Machines whose points are of one moment.
+    GroupName, "group"
+);
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CycleId, DiskName, DomainName, GatewayId, MachineId, MachineName, Seq, Timestamp};
+use crate::{CycleId, DiskName, DomainName, GatewayId, GroupId, GroupName, MachineId, MachineName, Seq, Timestamp};
 
 /// What a point guarantees.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -76,6 +76,20 @@ pub struct Counters {
     pub stored_bytes: u64,
 }
 
+/// Says that a point is of a moment at which all machines of a group were held still. It means something only where every one of them has a
+/// point with a mark of this id.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GroupMark {
+    /// The group's name.
+    pub name: GroupName,
+    /// This cut of it.
+    pub id: GroupId,
+    /// The moment, by the gateway's clock.
+    pub time: Timestamp,
+    /// All its machines.
+    pub members: Vec<MachineName>,
+}
+
 /// Metadata of a point or checkpoint.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PointMeta {
@@ -102,6 +116,9 @@ pub struct PointMeta {
     /// The agent's cut that the bytes are of; none where no agent was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cycle: Option<CycleId>,
+    /// Other machines have points of the same moment; none where the cut was the machine's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupMark>,
 }
 
 /// Body of a generation record: who may write.
@@ -135,4 +152,42 @@ pub struct RevocationMeta {
     pub machine: MachineName,
     /// The last moment of an enrolment that is refused.
     pub until: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(group: Option<GroupMark>) -> PointMeta {
+        PointMeta {
+            machine: "web".parse().expect("a name"),
+            domain: "default".parse().expect("a name"),
+            source_time: Timestamp::from_millis(0),
+            store_time: Timestamp::from_millis(1),
+            consistency: Consistency::Application,
+            gateway: GatewayId::from_bytes([4; 16]),
+            shape: None,
+            disks: Vec::new(),
+            counters: Counters::default(),
+            pinned: false,
+            cycle: None,
+            group,
+        }
+    }
+
+    #[test]
+    fn a_groups_mark_is_written_as_the_format_says_and_is_absent_where_there_is_none() {
+        let members = ["web", "db"].map(|name| name.parse().expect("a name")).into();
+        let (name, id) = ("shop".parse().expect("a name"), GroupId::from_bytes([6; 16]));
+        let marked = meta(Some(GroupMark { name, id, time: Timestamp::from_millis(5), members }));
+        let text = serde_json::to_string(&marked).expect("encodes");
+        let wanted = r#","group":{"name":"shop","id":"06060606060606060606060606060606","time":"1970-01-01T00:00:00.005Z","members":["web","db"]}}"#;
+        assert!(text.ends_with(wanted), "{text}");
+        assert_eq!(serde_json::from_str::<PointMeta>(&text).expect("reads"), marked);
+        let plain = serde_json::to_string(&meta(None)).expect("encodes");
+        assert!(!plain.contains("group"), "{plain}");
+        assert_eq!(serde_json::from_str::<PointMeta>(&plain).expect("reads"), meta(None));
+        let wrong = text.replace("\"shop\"", "\"../shop\"");
+        assert!(serde_json::from_str::<PointMeta>(&wrong).is_err(), "a name is a name");
+    }
 }

@@ -155,6 +155,11 @@ impl Running {
         self.signal(rustix::process::Signal::INT);
     }
 
+    /// Sends what `systemctl reload` does.
+    pub fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
     /// Ends it as `kill -9` does.
     pub fn kill(&self) {
         self.signal(rustix::process::Signal::KILL);

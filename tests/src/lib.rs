@@ -12,6 +12,7 @@
 //! | [`disks`] | disk images with real file systems, made without root, and the judges: `e2fsck`, `xfs_repair`, `qemu-img` |
 //! | [`landfall`] | the binary, run in an environment of its own, and a [`landfall::Site`] to tell stories with |
 //! | [`netns`] | hosts with networks of their own, whose cables can be pulled |
+//! | [`simulation`] | the gateway with time, store and network out of a seed |
 //! | [`tools`] | finding programs; what to do when one is missing |
 //!
 //! Everything that a test starts ends with the value that stands for it, also when the test fails. Nothing listens on anything
@@ -32,6 +33,7 @@ pub mod peers;
 pub mod proxy;
 pub mod relay;
 pub mod service;
+pub mod simulation;
 pub mod tls;
 pub mod tools;
 pub mod tunnel;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::landfall::{Disk, Ran, Running, Site, binary};
+use crate::landfall::{Disk, Ran, Running, Site, binary, in_small_file_system};
 
 /// A gateway of a site: its folder stays when the process ends.
 pub struct GatewayHost<'a> {
@@ -95,14 +95,28 @@ impl<'a> GatewayHost<'a> {
         assert_eq!(running.finish().signal(), Some(9), "it ended in another way");
     }
 
+    /// Starts it with a state directory of its own that is empty, on a small file system. `None` where this machine cannot do that.
+    pub fn start_in_small_file_system(&mut self, bytes: u64) -> Option<()> {
+        let folder = self.folder().join("state");
+        self.start_as(&[], |site, command| {
+            let inside = in_small_file_system(&folder, bytes, &command)?;
+            Some(site.environment(inside, &site.folder().join("state")))
+        })
+    }
+
     fn start_with(&mut self, env: &[(&str, &str)]) {
+        let started = self.start_as(env, |_, command| Some(command));
+        assert!(started.is_some(), "a command is started as it is");
+    }
+
+    fn start_as(&mut self, env: &[(&str, &str)], how: impl FnOnce(&Site, Command) -> Option<Command>) -> Option<()> {
         let text = fs::read_to_string(&self.config).expect("own file");
         let listen = text.lines().find(|l| l.starts_with("listen")).expect("a line");
         fs::write(&self.config, text.replace(listen, &format!("listen = \"{}\"", self.address))).expect("own folder");
         let arguments = ["gateway", "run", "--config", plain(&self.config), "--json"];
         let mut command = launched(self.site, &self.launcher);
         command.args(arguments).envs(env.iter().copied());
-        let mut running = Running::start(command, &arguments);
+        let mut running = Running::start(how(self.site, command)?, &arguments);
         let mut said = None;
         let heard = running_text(&mut running, |text| {
             said = serde_json::from_str::<Value>(text).ok();
@@ -113,6 +127,7 @@ impl<'a> GatewayHost<'a> {
         self.address = said["listening"].as_str().expect("an address").to_owned();
         self.metrics = said["metrics"].as_str().unwrap_or_default().to_owned();
         self.running = Some(running);
+        Some(())
     }
 
     /// Its address.
@@ -146,6 +161,15 @@ impl<'a> GatewayHost<'a> {
         self.running.as_ref().expect("it is running")
     }
 
+    /// Changes its configuration, and has it read anew where it runs.
+    pub fn reconfigure(&self, change: impl FnOnce(String) -> String) {
+        let text = fs::read_to_string(&self.config).expect("own file");
+        fs::write(&self.config, change(text)).expect("own folder");
+        if let Some(running) = &self.running {
+            running.hang_up();
+        }
+    }
+
     /// Ends it in order.
     ///
     /// # Panics
@@ -166,6 +190,21 @@ impl<'a> GatewayHost<'a> {
     pub fn token(&self, machine: &str) -> String {
         let made = self.command(&["gateway", "token", "--machine", machine]).json();
         made["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// Why it did not take its configuration, once it did not. The command `status` reads that configuration too, and says the same.
+    #[track_caller]
+    pub fn refusal(&self) -> String {
+        for _ in 0..200 {
+            let folders = fs::read_dir(self.folder().join("state")).into_iter().flatten().flatten();
+            let texts = folders.filter_map(|folder| fs::read_to_string(folder.path().join("status.json")).ok());
+            let mut read = texts.filter_map(|text| serde_json::from_str::<Value>(&text).ok());
+            if let Some(why) = read.find_map(|s| s["configuration"]["refused"]["why"].as_str().map(str::to_owned)) {
+                return why;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the gateway took its configuration");
     }
 
     /// How it is, once that is so: it is written every second.

@@ -182,6 +182,7 @@ fn meta() -> PointMeta {
         counters: Counters::default(),
         pinned: false,
         cycle: None,
+        group: None,
     }
 }
 

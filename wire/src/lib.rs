@@ -4,10 +4,20 @@
 //!  agent                              gateway
 //!    Hello(versions, machine)  --->
 //!                              <---   (Alive ...) Welcome(version, newest cycle) | Refuse
+//!    Ask(why)                  --->   only where everything must be sent
+//!                              <---   Wait(why) ... Resync(reason)
 //!    Begin(cycle, parent)      --->
 //!    Data, Zero ...            --->
 //!    End(cycle, digest)        --->
 //!                              <---   Spooled(cycle) ... Committed(cycle, seq) | Resync(reason) | Refuse
+//!
+//!  between cycles:             <---   Hold(reason) ... Go
+//!                              <---   Prepare(id)
+//!    Ready(id)                 --->
+//!                              <---   Freeze(id)
+//!    Frozen(id)                --->
+//!                              <---   Cut(id, time)      | Cancel(id, reason) at any step
+//!    Begin(cycle, group id) ...--->                      | Unready(id, reason) at any step
 //! ```
 //! Encoded as Protocol Buffers. Whatever comes from the other side is checked here before anybody sees it: lengths, counts, order,
 //! ranges ([`decode`](FromAgent::decode)). What cannot be right is an error of kind `Corrupt`, and the link ends.

@@ -2,8 +2,9 @@
 
 use std::any::Any;
 
+use futures_util::stream::{BoxStream, Stream, StreamExt, poll_fn};
 use landfall_model::{Error, ErrorKind, Result};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tonic::Streaming;
 
 use crate::status::to_error;
@@ -32,16 +33,29 @@ impl Closing {
 pub struct Incoming<M> {
     /// Read already, and not yet given.
     first: Option<M>,
-    messages: Streaming<M>,
+    messages: BoxStream<'static, Result<M>>,
     /// Says when the connection is about to be closed, and why.
     closing: Option<watch::Receiver<Option<Closing>>>,
     /// What must live as long as the link.
     _held: Option<Box<dyn Any + Send + Sync>>,
 }
 
-impl<M> Incoming<M> {
+impl<M: 'static> Incoming<M> {
     pub(crate) fn new(messages: Streaming<M>) -> Self {
-        Self { first: None, messages, closing: None, _held: None }
+        Self::over(messages.map(|message| message.map_err(|status| to_error(&status))))
+    }
+
+    /// A link without a network: what is sent into the channel arrives, and the other side has ended the link when it is closed. It is for
+    /// the sender to give nothing that [`crate::FromAgent::decode`] would refuse, and nothing after an error.
+    pub fn from_channel(mut messages: mpsc::Receiver<Result<M>>) -> Self
+    where
+        M: Send,
+    {
+        Self::over(poll_fn(move |cx| messages.poll_recv(cx)))
+    }
+
+    fn over(messages: impl Stream<Item = Result<M>> + Send + 'static) -> Self {
+        Self { first: None, messages: messages.boxed(), closing: None, _held: None }
     }
 
     pub(crate) fn closed_by(mut self, closing: watch::Receiver<Option<Closing>>) -> Self {
@@ -68,12 +82,12 @@ impl<M> Incoming<M> {
             return Ok(Some(first));
         }
         let Some(closing) = &mut self.closing else {
-            return self.messages.message().await.map_err(|status| to_error(&status));
+            return self.messages.next().await.transpose();
         };
         tokio::select! {
             biased;
             closing = closed(closing) => Err(closing.error()),
-            message = self.messages.message() => message.map_err(|status| to_error(&status)),
+            message = self.messages.next() => message.transpose(),
         }
     }
 }

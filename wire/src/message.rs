@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use landfall_model::{
-    Consistency, CycleId, Digest, DiskName, Error, Extent, MachineName, Result, Seq, Timeline, Timestamp,
+    Consistency, CycleId, Digest, DiskName, Error, Extent, GroupId, GroupName, MachineName, Result, Seq, Timeline,
+    Timestamp,
 };
 use prost::Message;
 
@@ -18,6 +19,8 @@ pub struct Hello {
     pub machine: MachineName,
     /// Program and version, for the log.
     pub program: String,
+    /// From the beginning of a cycle to that of the next, in milliseconds; 0 where that is not said. For the status.
+    pub interval_ms: u64,
 }
 
 /// A disk of the machine at the cut.
@@ -55,6 +58,8 @@ pub struct Begin {
     pub consistency: Consistency,
     /// All disks of the machine.
     pub disks: Vec<DiskShape>,
+    /// The group's cut that it is, where the gateway named the moment: [`FromGateway::Cut`].
+    pub group: Option<GroupId>,
 }
 
 /// Bytes of a disk as they were at the cut.
@@ -94,15 +99,26 @@ pub enum FromAgent {
     Abort(String),
     /// Nothing to send, and alive.
     Alive,
+    /// Every disk must be sent whole: may it be now? Why it must. The answer is [`FromGateway::Resync`], at once or after
+    /// [`FromGateway::Wait`].
+    Ask(String),
+    /// For a group's cut: no cycle is in flight, and none begins until this cut is over.
+    Ready(GroupId),
+    /// Everything is held still.
+    Frozen(GroupId),
+    /// This machine takes no part in the cut, and nothing is held still for it: why.
+    Unready(GroupId, String),
 }
 
 /// The answer to [`Hello`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Welcome {
     /// The version that both speak from here on.
     pub version: u32,
     /// The newest cycle of this machine that the gateway has, spooled or committed.
     pub newest: Option<CycleId>,
+    /// Why no cycle is to begin yet: as [`FromGateway::Hold`].
+    pub held: Option<String>,
 }
 
 /// What a gateway says.
@@ -114,12 +130,26 @@ pub enum FromGateway {
     Spooled(CycleId),
     /// The cycle is a recovery point.
     Committed(CycleId, Timeline, Seq),
-    /// The cycle cannot be taken as it is: begin one without a parent. Why.
+    /// The cycle cannot be taken as it is: begin one without a parent. Why. Also the answer to [`FromAgent::Ask`].
     Resync(String),
     /// No, and trying again as it is does not help: the exit code that the reason stands for, and the reason.
     Refuse(u8, String),
     /// Nothing to say, and alive. Before [`Welcome`] too, while the gateway looks into the vault.
     Alive,
+    /// Not everything now, and nothing else either: why. [`Self::Resync`] follows on this link when it may be sent.
+    Wait(String),
+    /// Begin no cycle until [`Self::Go`]; one in flight goes on. Why.
+    Hold(String),
+    /// Cycles may begin again.
+    Go,
+    /// A cut of this group: finish the cycle in flight, begin no other, say [`FromAgent::Ready`].
+    Prepare(GroupId, GroupName),
+    /// All members are ready: hold everything still, say [`FromAgent::Frozen`].
+    Freeze(GroupId),
+    /// All members hold still, and this is the moment: begin the cycle.
+    Cut(GroupId, Timestamp),
+    /// The cut does not take place: let everything go. Why.
+    Cancel(GroupId, String),
 }
 
 fn wrong(why: impl std::fmt::Display) -> Error {
@@ -137,6 +167,23 @@ fn cycle_id(bytes: &[u8]) -> Result<CycleId> {
 
 fn optional_cycle_id(bytes: &[u8]) -> Result<Option<CycleId>> {
     if bytes.is_empty() { Ok(None) } else { cycle_id(bytes).map(Some) }
+}
+
+fn group_id(bytes: &[u8]) -> Result<GroupId> {
+    let bytes = bytes.try_into().map_err(|_| wrong(format_args!("a group id of {} bytes", bytes.len())))?;
+    Ok(GroupId::from_bytes(bytes))
+}
+
+fn group_bytes(id: GroupId) -> Bytes {
+    Bytes::copy_from_slice(id.as_bytes())
+}
+
+fn group_reason(raw: raw::GroupReason) -> Result<(GroupId, String)> {
+    Ok((group_id(&raw.id)?, text("a reason", raw.reason)?))
+}
+
+fn raw_reason(id: GroupId, reason: String) -> raw::GroupReason {
+    raw::GroupReason { id: group_bytes(id), reason }
 }
 
 fn id_bytes(id: Option<CycleId>) -> Bytes {
@@ -194,6 +241,7 @@ fn begin_from(raw: raw::Begin) -> Result<Begin> {
         time: Timestamp::from_millis(raw.time_ms),
         consistency,
         disks,
+        group: if raw.group.is_empty() { None } else { Some(group_id(&raw.group)?) },
     })
 }
 
@@ -218,6 +266,7 @@ fn raw_begin(begin: Begin) -> raw::Begin {
             Consistency::Application => 2,
         },
         disks: begin.disks.into_iter().map(disk).collect(),
+        group: begin.group.map(group_bytes).unwrap_or_default(),
     }
 }
 
@@ -238,6 +287,7 @@ impl FromAgent {
                 newest: hello.versions.1,
                 machine: hello.machine.to_string(),
                 program: hello.program,
+                interval_ms: hello.interval_ms,
             }),
             Self::Begin(begin) => AgentKind::Begin(raw_begin(begin)),
             Self::Data(data) => {
@@ -252,6 +302,10 @@ impl FromAgent {
             }),
             Self::Abort(why) => AgentKind::Abort(why),
             Self::Alive => AgentKind::Alive(raw::Alive {}),
+            Self::Ask(why) => AgentKind::Ask(why),
+            Self::Ready(id) => AgentKind::Ready(group_bytes(id)),
+            Self::Frozen(id) => AgentKind::Frozen(group_bytes(id)),
+            Self::Unready(id, why) => AgentKind::Unready(raw_reason(id, why)),
         };
         AgentMessage { kind: Some(kind) }
     }
@@ -271,6 +325,7 @@ impl FromAgent {
                 versions: (raw.oldest, raw.newest),
                 machine: raw.machine.parse().map_err(wrong)?,
                 program: text("a program's name", raw.program)?,
+                interval_ms: raw.interval_ms,
             }),
             AgentKind::Begin(raw) => Self::Begin(begin_from(raw)?),
             AgentKind::Data(raw) => {
@@ -292,6 +347,13 @@ impl FromAgent {
             }
             AgentKind::Abort(why) => Self::Abort(text("a reason", why)?),
             AgentKind::Alive(_) => Self::Alive,
+            AgentKind::Ask(why) => Self::Ask(text("a reason", why)?),
+            AgentKind::Ready(id) => Self::Ready(group_id(&id)?),
+            AgentKind::Frozen(id) => Self::Frozen(group_id(&id)?),
+            AgentKind::Unready(raw) => {
+                let (id, why) = group_reason(raw)?;
+                Self::Unready(id, why)
+            }
         })
     }
 }
@@ -305,7 +367,8 @@ impl FromGateway {
     pub(crate) fn into_raw(self) -> GatewayMessage {
         let kind = match self {
             Self::Welcome(welcome) => {
-                GatewayKind::Welcome(raw::Welcome { version: welcome.version, newest: id_bytes(welcome.newest) })
+                let (version, newest) = (welcome.version, id_bytes(welcome.newest));
+                GatewayKind::Welcome(raw::Welcome { version, newest, held: welcome.held })
             }
             Self::Spooled(cycle) => GatewayKind::Spooled(id_bytes(Some(cycle))),
             Self::Committed(cycle, timeline, seq) => GatewayKind::Committed(raw::Committed {
@@ -316,6 +379,15 @@ impl FromGateway {
             Self::Resync(why) => GatewayKind::Resync(why),
             Self::Refuse(code, reason) => GatewayKind::Refuse(raw::Refuse { code: u32::from(code), reason }),
             Self::Alive => GatewayKind::Alive(raw::Alive {}),
+            Self::Wait(why) => GatewayKind::Wait(why),
+            Self::Hold(why) => GatewayKind::Hold(why),
+            Self::Go => GatewayKind::Go(raw::Go {}),
+            Self::Prepare(id, group) => {
+                GatewayKind::Prepare(raw::Prepare { id: group_bytes(id), group: group.to_string() })
+            }
+            Self::Freeze(id) => GatewayKind::Freeze(group_bytes(id)),
+            Self::Cut(id, time) => GatewayKind::Cut(raw::GroupCut { id: group_bytes(id), time_ms: time.millis() }),
+            Self::Cancel(id, why) => GatewayKind::Cancel(raw_reason(id, why)),
         };
         GatewayMessage { kind: Some(kind) }
     }
@@ -331,7 +403,8 @@ impl FromGateway {
         let message = GatewayMessage::decode(bytes).map_err(wrong)?;
         Ok(match message.kind.ok_or_else(|| wrong("a message of a kind that this version does not know"))? {
             GatewayKind::Welcome(raw) => {
-                Self::Welcome(Welcome { version: raw.version, newest: optional_cycle_id(&raw.newest)? })
+                let held = raw.held.map(|why| text("a reason", why)).transpose()?;
+                Self::Welcome(Welcome { version: raw.version, newest: optional_cycle_id(&raw.newest)?, held })
             }
             GatewayKind::Spooled(cycle) => Self::Spooled(cycle_id(&cycle)?),
             GatewayKind::Committed(raw) => Self::Committed(cycle_id(&raw.cycle)?, Timeline(raw.timeline), Seq(raw.seq)),
@@ -341,6 +414,16 @@ impl FromGateway {
                 Self::Refuse(code, text("a reason", raw.reason)?)
             }
             GatewayKind::Alive(_) => Self::Alive,
+            GatewayKind::Wait(why) => Self::Wait(text("a reason", why)?),
+            GatewayKind::Hold(why) => Self::Hold(text("a reason", why)?),
+            GatewayKind::Go(_) => Self::Go,
+            GatewayKind::Prepare(raw) => Self::Prepare(group_id(&raw.id)?, raw.group.parse().map_err(wrong)?),
+            GatewayKind::Freeze(id) => Self::Freeze(group_id(&id)?),
+            GatewayKind::Cut(raw) => Self::Cut(group_id(&raw.id)?, Timestamp::from_millis(raw.time_ms)),
+            GatewayKind::Cancel(raw) => {
+                let (id, why) = group_reason(raw)?;
+                Self::Cancel(id, why)
+            }
         })
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct AgentMessage {
-    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub(crate) kind: Option<AgentKind>,
 }
 
@@ -24,6 +24,14 @@ pub(crate) enum AgentKind {
     Abort(String),
     #[prost(message, tag = "7")]
     Alive(Alive),
+    #[prost(bytes = "bytes", tag = "8")]
+    Ready(Bytes),
+    #[prost(bytes = "bytes", tag = "9")]
+    Frozen(Bytes),
+    #[prost(message, tag = "10")]
+    Unready(GroupReason),
+    #[prost(string, tag = "11")]
+    Ask(String),
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -36,6 +44,9 @@ pub(crate) struct Hello {
     pub(crate) machine: String,
     #[prost(string, tag = "4")]
     pub(crate) program: String,
+    /// 0: not said.
+    #[prost(uint64, tag = "5")]
+    pub(crate) interval_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -51,6 +62,9 @@ pub(crate) struct Begin {
     pub(crate) consistency: u32,
     #[prost(message, repeated, tag = "5")]
     pub(crate) disks: Vec<Disk>,
+    /// Empty: the cut is the machine's own.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub(crate) group: Bytes,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -106,7 +120,7 @@ pub(crate) struct Alive {}
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct GatewayMessage {
-    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub(crate) kind: Option<GatewayKind>,
 }
 
@@ -124,6 +138,50 @@ pub(crate) enum GatewayKind {
     Refuse(Refuse),
     #[prost(message, tag = "6")]
     Alive(Alive),
+    #[prost(string, tag = "13")]
+    Wait(String),
+    #[prost(string, tag = "7")]
+    Hold(String),
+    #[prost(message, tag = "8")]
+    Go(Go),
+    #[prost(message, tag = "9")]
+    Prepare(Prepare),
+    #[prost(bytes = "bytes", tag = "10")]
+    Freeze(Bytes),
+    #[prost(message, tag = "11")]
+    Cut(GroupCut),
+    #[prost(message, tag = "12")]
+    Cancel(GroupReason),
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Go {}
+
+/// A group's cut begins.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Prepare {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) id: Bytes,
+    #[prost(string, tag = "2")]
+    pub(crate) group: String,
+}
+
+/// All members of a group are frozen.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct GroupCut {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) id: Bytes,
+    #[prost(sint64, tag = "2")]
+    pub(crate) time_ms: i64,
+}
+
+/// Why a group's cut does not take place.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct GroupReason {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) id: Bytes,
+    #[prost(string, tag = "2")]
+    pub(crate) reason: String,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -133,6 +191,9 @@ pub(crate) struct Welcome {
     /// Empty: the gateway knows no cycle of this machine.
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) newest: Bytes,
+    /// Why the machine is to begin no cycle yet.
+    #[prost(string, optional, tag = "3")]
+    pub(crate) held: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

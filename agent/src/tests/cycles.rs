@@ -1,11 +1,16 @@
 //! Single cycles, each for one thing that must hold.
 
 use std::fs;
+use std::time::Duration;
 
 use landfall_model::{Consistency, ErrorKind};
+use landfall_wire::{FromAgent, FromGateway};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use super::gateway::{FakeGateway, Trouble};
 use super::machine::{BLOCK, Machine, copy_folder, noise};
+use crate::link::Link;
 use crate::ship::{Event, Fault};
 
 /// A machine whose gateway has two cycles of it.
@@ -219,6 +224,68 @@ async fn resync_is_answered_with_everything_at_once() {
         assert!(shipped.expect("alive").expect("spooled").full);
         assert_eq!(gateway.resyncs(), 1);
         assert!(!machine.ship(&gateway).await.full);
+    }
+}
+
+/// A link whose other end is the test.
+fn by_hand() -> (Link<mpsc::Receiver<FromGateway>>, mpsc::Receiver<FromAgent>, mpsc::Sender<FromGateway>) {
+    let ((to, from_agent), (to_agent, from)) = (mpsc::channel(4), mpsc::channel(4));
+    (Link { to, from, held: None }, from_agent, to_agent)
+}
+
+#[tokio::test]
+async fn an_agent_that_may_not_send_everything_yet_freezes_and_reads_nothing_until_it_may() {
+    let (mut machine, gateway) = protected().await;
+    let log = machine.folder.path().join("log");
+    machine.freeze_command = Some(format!("echo $LANDFALL_PHASE >> {}", log.display()));
+    machine.kill();
+    // Sends everything: of its own accord, and where a gateway does not take its changes.
+    for newest in [None, gateway.newest()] {
+        let _ = fs::remove_file(&log);
+        let events = machine.events.clone();
+        events.lock().expect("events").clear();
+        let (mut link, mut said, say) = by_hand();
+        let frozen = || fs::read_to_string(&log).unwrap_or_default();
+        let gateway = async {
+            let first = said.recv().await.expect("it says something");
+            assert_eq!(matches!(first, FromAgent::Ask(_)), newest.is_none(), "{first:?}");
+            say.send(FromGateway::Wait("it waits for Sat 22:00".to_owned())).await.expect("a link");
+            while !events.lock().expect("events").iter().any(|e| matches!(e, Event::Waits(why) if why.contains("Sat")))
+            {
+                sleep(Duration::from_millis(5)).await;
+            }
+            // Nothing after the question; what was begun before is thawed, and what is on its way of it is skipped.
+            assert_eq!(frozen(), if newest.is_none() { "" } else { "freeze\nthaw\n" });
+            while let Ok(left) = said.try_recv() {
+                assert!(newest.is_some(), "{left:?}");
+            }
+            say.send(FromGateway::Resync("now".to_owned())).await.expect("a link");
+            match said.recv().await {
+                Some(FromAgent::Begin(begin)) => assert_eq!(begin.parent, None),
+                other => panic!("{other:?}"),
+            }
+            drop((said, say));
+        };
+        let (shipped, ()) = tokio::join!(machine.shipper().ship(&mut link, newest), gateway);
+        assert!(matches!(shipped, Err(Fault::Link(_))), "{shipped:?}");
+    }
+    // Who is run for one cycle is told, and does not wait.
+    let (mut link, mut said, say) = by_hand();
+    let shipper = machine.shipper();
+    shipper.patient = false;
+    let gateway = async move {
+        assert!(matches!(said.recv().await, Some(FromAgent::Ask(_))));
+        say.send(FromGateway::Wait("it waits for Sat 22:00".to_owned())).await.expect("a link");
+        said.recv().await
+    };
+    let shipping = async {
+        let shipped = shipper.ship(&mut link, None).await;
+        drop(link);
+        shipped
+    };
+    match tokio::join!(shipping, gateway) {
+        (Err(Fault::Refused(error)), None) => assert_eq!(error.kind(), ErrorKind::Unavailable),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -51,6 +51,14 @@ struct Inner {
     taken: Vec<Taken>,
     aborted: usize,
     resyncs: usize,
+    /// What was said beside cycles.
+    said: Vec<FromAgent>,
+    /// The newest link.
+    to_agent: Option<mpsc::WeakSender<FromGateway>>,
+    /// Ends the links that are open.
+    cut: Option<oneshot::Sender<()>>,
+    /// The next cycle is to be a full one.
+    resync_next: bool,
 }
 
 /// What a gateway knows; clones are the same one.
@@ -99,6 +107,32 @@ impl FakeGateway {
         self.inner().resyncs
     }
 
+    /// What the agent said of groups, in order.
+    pub(super) fn said(&self) -> Vec<FromAgent> {
+        self.inner().said.clone()
+    }
+
+    pub(super) fn forget_said(&self) {
+        self.inner().said.clear();
+    }
+
+    /// Says something on the newest link.
+    pub(super) async fn say(&self, message: FromGateway) {
+        let to = self.inner().to_agent.as_ref().and_then(mpsc::WeakSender::upgrade).expect("a link");
+        to.send(message).await.expect("the agent is there");
+    }
+
+    /// Ends the newest link.
+    pub(super) fn cut_links(&self) {
+        let cut = self.inner().cut.take().expect("a link");
+        let _ = cut.send(());
+    }
+
+    /// The next cycle is not taken unless it is a full one.
+    pub(super) fn resync_next(&self) {
+        self.inner().resync_next = true;
+    }
+
     /// A link to it, what tells when the agent is to die, and the task at its other end.
     pub(super) fn link(
         &self,
@@ -111,8 +145,19 @@ impl FakeGateway {
         for (cycle, seq) in commits.into_iter().zip(1..) {
             to_agent.try_send(FromGateway::Committed(cycle, Timeline::FIRST, Seq(seq))).expect("room");
         }
-        let serving = tokio::spawn(self.clone().serve(from_agent, to_agent, trouble, die));
-        (Link { to, from }, death, serving)
+        let (cut, is_cut) = oneshot::channel();
+        {
+            let mut inner = self.inner();
+            (inner.to_agent, inner.cut) = (Some(to_agent.downgrade()), Some(cut));
+        }
+        let served = self.clone().serve(from_agent, to_agent, trouble, die);
+        let serving = tokio::spawn(async {
+            tokio::select! {
+                () = served => {}
+                Ok(()) = is_cut => {}
+            }
+        });
+        (Link { to, from, held: None }, death, serving)
     }
 
     async fn serve(
@@ -126,6 +171,10 @@ impl FakeGateway {
         let mut taking: Option<Taking> = None;
         let mut number = 0;
         while let Some(message) = from.recv().await {
+            if let FromAgent::Ask(why) = message {
+                let _ = to.send(FromGateway::Resync(why)).await;
+                continue;
+            }
             number += 1;
             match trouble {
                 Trouble::CutAt(at) if at == number => return,
@@ -186,18 +235,23 @@ impl FakeGateway {
                     taking = None;
                     self.inner().aborted += 1;
                 }
-                FromAgent::Hello(_) | FromAgent::Alive => {}
+                said @ (FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..)) => {
+                    assert!(taking.is_none(), "within a cycle nothing is said of a group");
+                    self.inner().said.push(said);
+                }
+                FromAgent::Hello(_) | FromAgent::Alive | FromAgent::Ask(_) => {}
             }
         }
     }
 
     fn begin(&self, begin: Begin) -> Option<Taking> {
         let mut inner = self.inner();
-        let newest = inner.taken.last();
-        if begin.parent.is_some() && begin.parent != newest.map(|t| t.begin.cycle) {
+        let newest = inner.taken.last().map(|t| t.begin.cycle);
+        if begin.parent.is_some() && begin.parent != newest || std::mem::take(&mut inner.resync_next) {
             inner.resyncs += 1;
             return None;
         }
+        let newest = inner.taken.last();
         if let Some(newest) = newest {
             assert!(begin.time > newest.begin.time, "the time of a cut is later than those before");
         }

@@ -17,11 +17,13 @@ use crate::status::Status;
 
 /// Two gateways of one site; the first may be down.
 #[derive(Clone, Default)]
-struct Site {
-    gateway: FakeGateway,
-    first_is_down: bool,
-    troubles: Arc<Mutex<Vec<Trouble>>>,
-    asked: Arc<Mutex<Vec<String>>>,
+pub(super) struct Site {
+    pub(super) gateway: FakeGateway,
+    /// Why it holds from the beginning.
+    pub(super) held: Option<String>,
+    pub(super) first_is_down: bool,
+    pub(super) troubles: Arc<Mutex<Vec<Trouble>>>,
+    pub(super) asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Connect for Site {
@@ -35,12 +37,13 @@ impl Connect for Site {
         let trouble = self.troubles.lock().expect("troubles").pop().unwrap_or(Trouble::None);
         let newest = self.gateway.newest();
         let commits = newest.into_iter().collect();
-        let (link, _, _) = self.gateway.link(trouble, commits);
+        let (mut link, _, _) = self.gateway.link(trouble, commits);
+        link.held.clone_from(&self.held);
         Ok((link, newest))
     }
 }
 
-async fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(60), "{what}");

@@ -14,6 +14,7 @@ use crate::cancel::Cancel;
 use crate::config::AgentConfig;
 use crate::freeze::Freeze;
 use crate::image::DiskConfig;
+use crate::orders::Orders;
 use crate::ship::{Event, Fault, Shared, Shipped, Shipper};
 use crate::state::StateDir;
 
@@ -133,7 +134,7 @@ impl Machine {
         }
     }
 
-    fn shipper(&mut self) -> &mut Shipper {
+    pub(super) fn shipper(&mut self) -> &mut Shipper {
         if self.shipper.is_none() {
             let events = self.events.clone();
             self.shipper = Some(Shipper {
@@ -142,6 +143,8 @@ impl Machine {
                 disks: self.disks.clone(),
                 freeze: Freeze::of(&self.config()),
                 cancel: Cancel::default(),
+                patient: true,
+                orders: Orders::default(),
                 events: Box::new(move |event| events.lock().expect("events").push(event)),
             });
         }

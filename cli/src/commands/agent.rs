@@ -50,7 +50,7 @@ pub(crate) async fn enroll(common: &Common, file: &AgentFile, gateway: &str, tok
     })
 }
 
-/// Ships until the first signal.
+/// Ships until the first signal; the second does not wait for what is being done.
 pub(crate) async fn run(file: &AgentFile, once: bool) -> Result<()> {
     let config = AgentConfig::read(&file.config)?;
     let cancel = Cancel::default();
@@ -59,11 +59,11 @@ pub(crate) async fn run(file: &AgentFile, once: bool) -> Result<()> {
         interrupt::first().await;
         asked.cancel();
     });
-    let outcome = if once {
-        run_once(&config, &identity(&config), &cancel).await
-    } else {
-        run_agent(&config, &identity(&config), &cancel).await
+    let identity = identity(&config);
+    let shipping = async {
+        if once { run_once(&config, &identity, &cancel).await } else { run_agent(&config, &identity, &cancel).await }
     };
+    let outcome = interrupt::or_second(shipping, "what is frozen is thawed without the agent").await;
     signals.abort();
     outcome.map_err(|e| e.context(format!("agent of {}", config.machine)))
 }
@@ -81,12 +81,14 @@ pub(crate) fn status(common: &Common, file: &AgentFile) -> Result<()> {
         let moment = |m: Option<landfall_model::Timestamp>| m.map_or_else(|| "never".to_owned(), |m| m.to_string());
         let committed = status.last_committed.as_ref();
         format!(
-            "Machine         {}\nGateway         {}\nLast cut        {}\nOn the gateway  {}\nIn the vault    {}\nError           {}\n",
+            "Machine         {}\nGateway         {}\nLast cut        {}\nOn the gateway  {}\nIn the vault    {}\nWaits           {}\nHeld            {}\nError           {}\n",
             status.machine,
             status.gateway.as_deref().unwrap_or("none"),
             moment(status.last_cut.map(|c| c.time)),
             moment(status.last_spooled.map(|c| c.time)),
             committed.map_or_else(|| "never".to_owned(), |c| format!("{} (point {})", moment(c.time), c.seq)),
+            status.waits.as_deref().unwrap_or("for nothing"),
+            status.held.as_ref().map_or_else(|| "no".to_owned(), |h| format!("since {}: {}", h.since, h.reason)),
             status.error.as_ref().map_or("none", |e| e.text.as_str()),
         )
     })

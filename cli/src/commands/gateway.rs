@@ -1,9 +1,11 @@
-//! `landfall gateway run | token | revoke | check-config`, and `landfall resync`.
+//! `landfall gateway run | token | revoke | check-config`, and `landfall resync | pause | resume`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use landfall_gateway::{Gateway, GatewayConfig, Options, Registry, State, raise_open_files, share_revocations};
+use landfall_gateway::{
+    Gateway, GatewayConfig, GroupConfig, Options, Registry, State, raise_open_files, share_revocations,
+};
 use landfall_keys::SiteKey;
 use landfall_model::{Error, ErrorKind, Result};
 use landfall_vault::{Store, Vault};
@@ -31,17 +33,18 @@ fn beside(file: &GatewayFile) -> Result<(Registry, SiteKey)> {
     Ok((Registry::open(state.agents_path())?, site))
 }
 
-/// Serves until the first signal.
+/// Serves until the first signal. Reads its configuration anew at SIGHUP.
 pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
-    let config = GatewayConfig::read(&file.config)?;
+    let config = GatewayConfig::read_whole(&file.config)?;
     let store = Store::open_with(&config.vault, &config.store)?;
     let vault = Vault::open_with_site_key(store, site_key(&config)?).await?;
     let state = State::open(&config.state_dir, vault.config().vault_id)?;
     let options = Options {
         domain: config.domain.clone(),
         spool_bytes: config.spool_bytes,
-        rate: config.rate,
+        rules: config.rules.clone(),
         names: config.names.clone(),
+        groups: config.groups.clone(),
     };
     let (listener, address) = listen(&config.listen, "listen", file).await?;
     let (metrics, metrics_at) = match &config.metrics {
@@ -55,7 +58,13 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
     let value = json!({ "listening": address, "metrics": metrics_at, "vault": config.vault });
     output::document(common.json, &value, || format!("Listening at {address} for agents; vault {}.\n", config.vault))?;
     let limits = Limits::default().within_open_files(raise_open_files());
-    gateway.run(listener, metrics, &options, limits, interrupt::first()).await
+    let reloads = interrupt::at_hangup(|| gateway.reload(&config, GatewayConfig::read_whole(&file.config)))?;
+    let served = gateway.clone().run(listener, metrics, &options, limits, interrupt::first());
+    let served = interrupt::or_second(served, "what is spooled stays, and leases run out");
+    tokio::select! {
+        outcome = served => outcome,
+        () = reloads => Ok(()),
+    }
 }
 
 async fn listen(at: &str, key: &str, file: &GatewayFile) -> Result<(TcpListener, String)> {
@@ -122,15 +131,38 @@ pub(crate) fn resync(common: &Common, file: &GatewayFile, machine: &Machine) -> 
     })
 }
 
+/// Lets a machine begin no cycle.
+pub(crate) fn pause(common: &Common, file: &GatewayFile, machine: &Machine) -> Result<()> {
+    let since = beside(file)?.0.pause(&machine.machine)?;
+    let value = json!({ "machine": machine.machine, "paused": since });
+    output::document(common.json, &value, || {
+        format!("{} is paused since {since}: see `landfall status`. Its points stay.\n", machine.machine)
+    })
+}
+
+/// Lets a paused machine go on.
+pub(crate) fn resume(common: &Common, file: &GatewayFile, machine: &Machine) -> Result<()> {
+    beside(file)?.0.resume(&machine.machine)?;
+    let value = json!({ "machine": machine.machine, "paused": null });
+    output::document(common.json, &value, || {
+        format!("{} goes on: its next cycle has everything since.\n", machine.machine)
+    })
+}
+
 /// Reads a configuration.
 pub(crate) fn check_config(common: &Common, file: &GatewayFile) -> Result<()> {
-    let config = GatewayConfig::read(&file.config)?;
+    let config = GatewayConfig::read_whole(&file.config)?;
     Store::open_with(&config.vault, &config.store)?;
+    let millis = |interval: Duration| u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+    let group = |g: &GroupConfig| json!({ "name": g.name, "machines": g.machines, "interval_ms": millis(g.interval) });
+    let groups: Vec<_> = config.groups.iter().map(group).collect();
     let value = json!({
         "config": file.config, "vault": config.vault, "site_key": config.site_key, "listen": config.listen, "names": config.names,
         "state_dir": config.state_dir, "domain": config.domain, "spool_bytes": config.spool_bytes,
-        "rate": config.rate, "metrics": config.metrics,
+        "rate": config.rules.uploads.usual(), "metrics": config.metrics,
         "proxy": config.store.proxy, "no_proxy": config.store.no_proxy, "ca_files": config.store.ca_files,
+        "webhooks": config.rules.webhooks.iter().map(|w| w.url.to_string()).collect::<Vec<_>>(),
+        "groups": groups,
     });
     output::document(common.json, &value, || format!("{} is right.\n", file.config.display()))
 }

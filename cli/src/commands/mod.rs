@@ -43,7 +43,9 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Agent(AgentCommand::Status(file)) => agent::status(common, &file)?,
         Command::Agent(AgentCommand::CheckConfig(file)) => agent::check_config(common, &file)?,
         Command::Resync { file, machine } => gateway::resync(common, &file, &machine)?,
-        Command::Status(file) => status::run(common, &file)?,
+        Command::Pause { file, machine } => gateway::pause(common, &file, &machine)?,
+        Command::Resume { file, machine } => gateway::resume(common, &file, &machine)?,
+        Command::Status { file, machine } => status::run(common, &file, machine.as_ref())?,
         Command::Demo(args) => demo::run(common, &args).await?,
     }
     Ok(ExitCode::SUCCESS)

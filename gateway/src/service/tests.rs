@@ -24,7 +24,8 @@ fn state(folder: &Path, name: &str) -> State {
 
 async fn gateway(vault: &Vault, folder: &Path, name: &str) -> Gateway {
     let domain = "default".parse().expect("a name");
-    let options = Options { domain, spool_bytes: 1 << 30, rate: None, names: Vec::new() };
+    let options =
+        Options { domain, spool_bytes: 1 << 30, rules: Rules::default(), names: Vec::new(), groups: Vec::new() };
     Gateway::open(vault.clone(), state(folder, name), &options).await.expect("opens")
 }
 

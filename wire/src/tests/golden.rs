@@ -2,21 +2,31 @@
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use landfall_model::{Digest, Error, ErrorKind, Extent, Seq, Timeline};
+use landfall_model::{Digest, Error, ErrorKind, Extent, GroupId, Seq, Timeline, Timestamp};
 use prost::Message;
 
 use super::support::{begin, cycle_id, data, hello, refused};
 use crate::codec::Wire;
-use crate::raw::{AgentKind, AgentMessage, Certified, Enroll, Renew};
-use crate::{
-    DATA_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, End, FromAgent, FromGateway, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, Welcome,
-    kind_of_code,
+use crate::raw::{
+    AgentKind, AgentMessage, Certified, Enroll, GatewayKind, GatewayMessage, GroupCut, GroupReason, Prepare, Renew,
 };
+use crate::{
+    Begin, DATA_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, End, FromAgent, FromGateway, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX,
+    Welcome, kind_of_code,
+};
+
+fn group_id() -> GroupId {
+    GroupId::from_bytes([6; 16])
+}
 
 fn agent_messages() -> Vec<(FromAgent, &'static str)> {
     let end = End { cycle: cycle_id(1), digest: Digest::from_bytes([2; 32]) };
     vec![
         (FromAgent::Hello(hello("db-1")), "0a13080110011a0464622d3122076167656e742031"),
+        (
+            FromAgent::Hello(crate::Hello { interval_ms: 30_000, ..hello("db-1") }),
+            "0a17080110011a0464622d3122076167656e74203128b0ea01",
+        ),
         (
             FromAgent::Begin(begin(4096)),
             concat!(
@@ -36,16 +46,33 @@ fn agent_messages() -> Vec<(FromAgent, &'static str)> {
         ),
         (FromAgent::Abort("why".to_owned()), "3203776879"),
         (FromAgent::Alive, "3a00"),
+        (FromAgent::Ask("why".to_owned()), "5a03776879"),
+        (
+            FromAgent::Begin(Begin { group: Some(group_id()), ..begin(4096) }),
+            concat!(
+                "1295010a10010101010101010101010101010101011210090909090909090909090909090909091880f8b2e5bd682001",
+                "2a1a0a016110802018800420013203626c6b3a0873657269616c20312a1c0a016210802018800420013203626c6b3a08",
+                "73657269616c203140012a1a0a016310802018800428013203626c6b3a0873657269616c2031",
+                "321006060606060606060606060606060606",
+            ),
+        ),
+        (FromAgent::Ready(group_id()), "421006060606060606060606060606060606"),
+        (FromAgent::Frozen(group_id()), "4a1006060606060606060606060606060606"),
+        (FromAgent::Unready(group_id(), "why".to_owned()), "52170a10060606060606060606060606060606061203776879"),
     ]
 }
 
 fn gateway_messages() -> Vec<(FromGateway, &'static str)> {
     vec![
         (
-            FromGateway::Welcome(Welcome { version: 1, newest: Some(cycle_id(1)) }),
+            FromGateway::Welcome(Welcome { version: 1, newest: Some(cycle_id(1)), held: None }),
             "0a140801121001010101010101010101010101010101",
         ),
-        (FromGateway::Welcome(Welcome { version: 1, newest: None }), "0a020801"),
+        (FromGateway::Welcome(Welcome { version: 1, newest: None, held: None }), "0a020801"),
+        (
+            FromGateway::Welcome(Welcome { version: 1, newest: None, held: Some("why".to_owned()) }),
+            "0a0708011a03776879",
+        ),
         (FromGateway::Spooled(cycle_id(1)), "121001010101010101010101010101010101"),
         (
             FromGateway::Committed(cycle_id(1), Timeline(2), Seq(300)),
@@ -54,6 +81,19 @@ fn gateway_messages() -> Vec<(FromGateway, &'static str)> {
         (FromGateway::Resync("why".to_owned()), "2203776879"),
         (FromGateway::Refuse(5, "why".to_owned()), "2a0708051203776879"),
         (FromGateway::Alive, "3200"),
+        (FromGateway::Wait("why".to_owned()), "6a03776879"),
+        (FromGateway::Hold("why".to_owned()), "3a03776879"),
+        (FromGateway::Go, "4200"),
+        (
+            FromGateway::Prepare(group_id(), "shop".parse().unwrap()),
+            "4a180a1006060606060606060606060606060606120473686f70",
+        ),
+        (FromGateway::Freeze(group_id()), "521006060606060606060606060606060606"),
+        (
+            FromGateway::Cut(group_id(), Timestamp::from_millis(1_789_000_000_000)),
+            "5a190a1006060606060606060606060606060606108088ad8b9168",
+        ),
+        (FromGateway::Cancel(group_id(), "why".to_owned()), "62170a10060606060606060606060606060606061203776879"),
     ]
 }
 
@@ -88,7 +128,7 @@ fn fields_that_a_newer_program_adds_are_skipped_and_kinds_that_it_adds_are_corru
     // Field 15 of a welcome, and of the message.
     assert_eq!(
         FromGateway::decode(bytes("0a0508017a0178")).unwrap(),
-        FromGateway::Welcome(Welcome { version: 1, newest: None })
+        FromGateway::Welcome(Welcome { version: 1, newest: None, held: None })
     );
     refused(FromGateway::decode(bytes("7a0178")), ErrorKind::Corrupt, "does not know");
     refused(FromAgent::decode(Bytes::new()), ErrorKind::Corrupt, "does not know");
@@ -124,6 +164,19 @@ fn what_is_beyond_the_bounds_is_corrupt() {
     refused(zero(0, 0), ErrorKind::Corrupt, "zeroes");
     refused(zero(u64::MAX, 1), ErrorKind::Corrupt, "zeroes");
     refused(agent(AgentKind::Abort("x".repeat(TEXT_BYTES_MAX + 1))), ErrorKind::Corrupt, "reason");
+    refused(raw(&|b| b.group = Bytes::from_static(&[1])), ErrorKind::Corrupt, "group id");
+    refused(agent(AgentKind::Ready(Bytes::new())), ErrorKind::Corrupt, "group id of 0");
+    refused(agent(AgentKind::Frozen(vec![1; 17].into())), ErrorKind::Corrupt, "group id of 17");
+    let long = || GroupReason { id: vec![1; 16].into(), reason: "x".repeat(TEXT_BYTES_MAX + 1) };
+    refused(agent(AgentKind::Unready(long())), ErrorKind::Corrupt, "reason");
+    let gateway = |kind| FromGateway::decode(GatewayMessage { kind: Some(kind) }.encode_to_vec().into());
+    refused(gateway(GatewayKind::Cancel(long())), ErrorKind::Corrupt, "reason");
+    refused(gateway(GatewayKind::Hold(long().reason)), ErrorKind::Corrupt, "reason");
+    let welcome = crate::raw::Welcome { version: 1, newest: Bytes::new(), held: Some(long().reason) };
+    refused(gateway(GatewayKind::Welcome(welcome)), ErrorKind::Corrupt, "reason");
+    let prepare = Prepare { id: vec![1; 16].into(), group: "../x".to_owned() };
+    refused(gateway(GatewayKind::Prepare(prepare)), ErrorKind::Corrupt, "group name");
+    refused(gateway(GatewayKind::Cut(GroupCut::default())), ErrorKind::Corrupt, "group id");
     refused(FromAgent::decode(vec![0; MESSAGE_BYTES_MAX + 1].into()), ErrorKind::Corrupt, "a message of");
     refused(FromGateway::decode(vec![0; MESSAGE_BYTES_MAX + 1].into()), ErrorKind::Corrupt, "a message of");
 }

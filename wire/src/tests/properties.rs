@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use landfall_model::{Consistency, CycleId, Digest, Extent, Seq, Timeline, Timestamp};
+use landfall_model::{Consistency, CycleId, Digest, Extent, GroupId, Seq, Timeline, Timestamp};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -12,6 +12,10 @@ use crate::{
 
 fn cycle() -> impl Strategy<Value = CycleId> {
     any::<[u8; 16]>().prop_map(CycleId::from_bytes)
+}
+
+fn group() -> impl Strategy<Value = GroupId> {
+    any::<[u8; 16]>().prop_map(GroupId::from_bytes)
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -43,20 +47,21 @@ fn consistency() -> impl Strategy<Value = Consistency> {
 
 fn begin() -> impl Strategy<Value = Begin> {
     let time = -62_135_596_800_000_i64..=253_402_300_799_999;
-    (cycle(), option::of(cycle()), time, consistency(), vec(disk(), 1..6)).prop_map(
-        |(cycle, parent, time, consistency, mut disks)| {
+    (cycle(), option::of(cycle()), time, consistency(), vec(disk(), 1..6), option::of(group())).prop_map(
+        |(cycle, parent, time, consistency, mut disks, group)| {
             disks.sort_by(|a, b| a.name.cmp(&b.name));
             disks.dedup_by(|a, b| a.name == b.name);
             disks.iter_mut().for_each(|d| d.whole |= parent.is_none());
-            Begin { cycle, parent, time: Timestamp::from_millis(time), consistency, disks }
+            Begin { cycle, parent, time: Timestamp::from_millis(time), consistency, disks, group }
         },
     )
 }
 
 fn from_agent() -> impl Strategy<Value = FromAgent> {
-    let hello = (any::<(u32, u32)>(), name(), text()).prop_map(|(versions, machine, program)| {
-        FromAgent::Hello(Hello { versions, machine: machine.parse().unwrap(), program })
-    });
+    let hello =
+        (any::<(u32, u32)>(), name(), text(), any::<u64>()).prop_map(|(versions, machine, program, interval_ms)| {
+            FromAgent::Hello(Hello { versions, machine: machine.parse().unwrap(), program, interval_ms })
+        });
     let data = (0..DISKS_MAX, any::<u64>(), vec(any::<u8>(), 1..5000))
         .prop_map(|(disk, start, bytes)| FromAgent::Data(Data { disk, start, bytes: bytes.into() }));
     let zero = (0..DISKS_MAX, 0..u64::MAX / 2, 1..u64::MAX / 2)
@@ -70,19 +75,30 @@ fn from_agent() -> impl Strategy<Value = FromAgent> {
         zero,
         end,
         text().prop_map(FromAgent::Abort),
+        text().prop_map(FromAgent::Ask),
         Just(FromAgent::Alive),
+        group().prop_map(FromAgent::Ready),
+        group().prop_map(FromAgent::Frozen),
+        (group(), text()).prop_map(|(id, why)| FromAgent::Unready(id, why)),
     ]
 }
 
 fn from_gateway() -> impl Strategy<Value = FromGateway> {
     prop_oneof![
-        (any::<u32>(), option::of(cycle()))
-            .prop_map(|(version, newest)| FromGateway::Welcome(Welcome { version, newest })),
+        (any::<u32>(), option::of(cycle()), option::of(text()))
+            .prop_map(|(version, newest, held)| FromGateway::Welcome(Welcome { version, newest, held })),
         cycle().prop_map(FromGateway::Spooled),
         (cycle(), any::<u32>(), any::<u64>()).prop_map(|(c, t, s)| FromGateway::Committed(c, Timeline(t), Seq(s))),
         text().prop_map(FromGateway::Resync),
+        text().prop_map(FromGateway::Wait),
         (any::<u8>(), text()).prop_map(|(code, why)| FromGateway::Refuse(code, why)),
         Just(FromGateway::Alive),
+        text().prop_map(FromGateway::Hold),
+        Just(FromGateway::Go),
+        (group(), name()).prop_map(|(id, name)| FromGateway::Prepare(id, name.parse().unwrap())),
+        group().prop_map(FromGateway::Freeze),
+        (group(), any::<i64>()).prop_map(|(id, time)| FromGateway::Cut(id, Timestamp::from_millis(time))),
+        (group(), text()).prop_map(|(id, why)| FromGateway::Cancel(id, why)),
     ]
 }
 

@@ -56,9 +56,11 @@ impl Site {
                     let refuse = self.refuse.lock().unwrap().clone();
                     let answer = match refuse {
                         Some((code, why)) => FromGateway::Refuse(code, why),
-                        None => {
-                            FromGateway::Welcome(Welcome { version: 1, newest: Some(CycleId::from_bytes([9; 16])) })
-                        }
+                        None => FromGateway::Welcome(Welcome {
+                            version: 1,
+                            newest: Some(CycleId::from_bytes([9; 16])),
+                            held: None,
+                        }),
                     };
                     to.send(answer).await.map_err(gone)?;
                     if self.held.load(Ordering::SeqCst) {
@@ -80,6 +82,10 @@ impl Site {
                 }
                 FromAgent::Abort(why) => return Err(Error::new(ErrorKind::Conflict, why)),
                 FromAgent::Alive => to.send(FromGateway::Alive).await.map_err(gone)?,
+                FromAgent::Ask(why) => to.send(FromGateway::Resync(why)).await.map_err(gone)?,
+                FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..) => {
+                    return Err(Error::corrupt("nobody asked for a group's cut"));
+                }
             }
         }
         Ok(())
@@ -181,7 +187,7 @@ impl Gateway {
 }
 
 pub(super) fn hello(machine: &str) -> Hello {
-    Hello { versions: (1, 1), machine: machine.parse().unwrap(), program: "agent 1".to_owned() }
+    Hello { versions: (1, 1), machine: machine.parse().unwrap(), program: "agent 1".to_owned(), interval_ms: 0 }
 }
 
 pub(super) fn cycle_id(byte: u8) -> CycleId {
@@ -205,6 +211,7 @@ pub(super) fn begin(size: u64) -> Begin {
         time: Timestamp::from_millis(1_795_000_000_000),
         consistency: Consistency::Filesystem,
         disks: vec![disk("a", false), disk("b", false), disk("c", true)],
+        group: None,
     }
 }
 
