@@ -157,7 +157,7 @@ fn ten_thousand_connections_are_bounded_told_once_and_keep_no_machine_from_its_p
     let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let crowd = CONNECTIONS.min(usize::try_from(hard.saturating_sub(OWN_FILES)).unwrap_or(usize::MAX));
     if crowd < CONNECTIONS {
-        println!("only {crowd} connections: this machine allows a process {hard} open files");
+        eprintln!("only {crowd} connections: this machine allows a process {hard} open files");
     }
     let mut site = Site::with_vault();
     site.set_env("LANDFALL_LOG", "warn");
@@ -196,7 +196,7 @@ fn ten_thousand_connections_are_bounded_told_once_and_keep_no_machine_from_its_p
     runtime.shutdown_background();
     let minutes = usize::try_from(start.elapsed().as_secs() / 60).unwrap() + 1;
     let sent_away = met.sent_away.load(Ordering::SeqCst);
-    println!(
+    eprintln!(
         "{crowd} connections, {handshakes} handshakes, {sent_away} sent away, {} s; files {files}, memory {before} KiB, at most {most} KiB",
         start.elapsed().as_secs()
     );

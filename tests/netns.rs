@@ -1,5 +1,5 @@
 //! Networks that divide: two gateways and an agent on hosts of their own, and the store behind another network.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+#![expect(clippy::panic, reason = "helpers of tests fail the test")]
 
 use std::time::Duration;
 

@@ -162,7 +162,7 @@ impl<'a> Machine<'a> {
             let held = self.digests_of(seq);
             let found = cuts[newest..].iter().position(|cut| *cut == held);
             newest += found.unwrap_or_else(|| {
-                let before = cuts[..newest].iter().any(|cut| *cut == held);
+                let before = cuts[..newest].contains(&held);
                 let disks: Vec<bool> = (0..held.len()).map(|d| cuts.iter().any(|c| c[d] == held[d])).collect();
                 panic!(
                     "{}: point {seq} is no cut from the {newest}th of {} on (an earlier one: {before}; disks that are of any cut: {disks:?}): {point}",
@@ -237,15 +237,13 @@ impl Writer {
             let now = mode.load(Ordering::SeqCst);
             match asked(&self.folder.join("frozen")) {
                 _ if now == ENDS => return,
-                Some(id) => {
-                    if answered.as_ref() != Some(&id) {
-                        self.log();
-                        self.answer(&id);
-                        answered = Some(id);
-                    }
+                Some(id) if answered.as_ref() != Some(&id) => {
+                    self.log();
+                    self.answer(&id);
+                    answered = Some(id);
                 }
                 None if now == WRITES => self.write(),
-                None => {}
+                _ => {}
             }
             std::thread::sleep(PACE);
         }
