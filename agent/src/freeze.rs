@@ -8,8 +8,12 @@
 //!   agent --- pipe ---> sh: timeout N cat; then: fsfreeze -u MOUNT, or the operator's command with LANDFALL_PHASE=thaw
 //! ```
 //! A guard that has thawed before the disks were read is an error: the cut would claim more than it holds.
+//!
+//! Guards hold a lock in the state directory until they have thawed, and nothing is frozen before the lock is free. So the guard of an agent
+//! that was killed never thaws what the next one has frozen.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -18,11 +22,17 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use landfall_model::{Consistency, Error, ErrorKind, Result};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::durable;
+
 /// Waits for the end of its input, for `$1` seconds at most, and runs the rest. A signal that ends the agent's group does not end it.
+/// Its stdout is the lock: what it runs does not get it, but may say something.
 const GUARD: &str =
-    r#"trap "" HUP INT TERM; timeout -s KILL "$1" cat >/dev/null; shift; trap - HUP INT TERM; exec "$@""#;
+    r#"trap "" HUP INT TERM; timeout -s KILL "$1" cat >/dev/null; shift; trap - HUP INT TERM; "$@" >&2; exit $?"#;
+/// In the state directory.
+const LOCK: &str = "frozen.lock";
 /// A thaw that takes longer is reported, and goes on.
 const THAW_WAIT_MAX: Duration = Duration::from_secs(60);
 /// After it was killed, a command is waited for so long.
@@ -59,7 +69,11 @@ impl Freeze {
     /// # Errors
     /// `Usage` where something cannot be frozen, or the state directory lies on what would be; all is thawed again.
     pub(crate) fn hold(&self, state: &Path, stop: &dyn Fn() -> bool) -> Result<Held> {
-        let mut held = Held { guards: Vec::new(), since: Instant::now(), longest: self.longest };
+        if self.command.is_none() && self.mounts.is_empty() {
+            return Ok(Held { guards: Vec::new(), lock: None, since: Instant::now(), longest: self.longest });
+        }
+        let lock = Some(self.after_earlier_guards(state, stop)?);
+        let mut held = Held { guards: Vec::new(), lock, since: Instant::now(), longest: self.longest };
         if let Some(command) = &self.command {
             let shell: Vec<OsString> = ["/bin/sh".into(), "-c".into(), command.into()].into();
             let action = Action { what: "the freeze command".to_owned(), freeze: shell.clone(), thaw: shell };
@@ -73,6 +87,26 @@ impl Freeze {
             held.freeze(action, stop)?;
         }
         Ok(held)
+    }
+
+    /// Waits until the guards of an agent that is gone have thawed; gives the lock that the new ones hold.
+    fn after_earlier_guards(&self, state: &Path, stop: &dyn Fn() -> bool) -> Result<File> {
+        let path = state.join(LOCK);
+        let file = durable::create(&path).map_err(|e| durable::failed("open", &path, e))?;
+        let start = Instant::now();
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < self.longest + THAW_WAIT_MAX && !stop() => {
+                    std::thread::sleep(POLL);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let why = "the thaw of a cut before it has not returned";
+                    return Err(failed("what is to be held still", "freeze", why));
+                }
+                Err(error) => return Err(durable::failed("lock", &path, error.into())),
+            }
+        }
     }
 }
 
@@ -137,6 +171,8 @@ fn kill(child: &mut Child) {
 /// What is frozen, until it is thawed or dropped.
 pub(crate) struct Held {
     guards: Vec<Guard>,
+    /// Where there are guards.
+    lock: Option<File>,
     since: Instant,
     longest: Duration,
 }
@@ -145,7 +181,7 @@ impl Held {
     fn freeze(&mut self, action: Action, stop: &dyn Fn() -> bool) -> Result<()> {
         let Action { what, freeze, thaw } = action;
         // From here on the thaw runs in any case: also a command that failed may have frozen something.
-        self.guards.push(Guard::start(&what, thaw, self.longest)?);
+        self.guards.push(Guard::start(&what, thaw, self.longest, self.lock.as_ref())?);
         let mut child = command(&freeze, "freeze").spawn().map_err(|e| failed(&what, "freeze", e))?;
         match wait(&mut child, self.longest, stop) {
             Ok(Some(status)) if status.success() => Ok(()),
@@ -195,11 +231,15 @@ struct Guard {
 }
 
 impl Guard {
-    fn start(what: &str, thaw: Vec<OsString>, longest: Duration) -> Result<Self> {
+    fn start(what: &str, thaw: Vec<OsString>, longest: Duration, lock: Option<&File>) -> Result<Self> {
         let seconds = format!("{}", longest.as_secs_f64());
         let mut words: Vec<OsString> = ["/bin/sh", "-c", GUARD, "landfall-thaw", &seconds].map(OsString::from).into();
         words.extend(thaw.iter().cloned());
-        let child = command(&words, "thaw").stdin(Stdio::piped()).spawn().map_err(|e| failed(what, "freeze", e))?;
+        let mut shell = command(&words, "thaw");
+        if let Some(lock) = lock {
+            shell.stdout(lock.try_clone().map_err(|e| failed(what, "freeze", e))?);
+        }
+        let child = shell.stdin(Stdio::piped()).spawn().map_err(|e| failed(what, "freeze", e))?;
         Ok(Self { what: what.to_owned(), child, thaw, released: false })
     }
 

@@ -8,6 +8,7 @@
 //! <state>/cycles/<cycle>.journal  what the cycle in flight changes
 //! <state>/cycles/<cycle>.ranges   what a kept cycle changed
 //! <state>/status.json             for those who watch
+//! <state>/frozen.lock             held while something is frozen
 //! ```
 //! No key of a vault and no content is in it. Losing it costs one full cycle.
 //!

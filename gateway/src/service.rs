@@ -415,7 +415,12 @@ async fn follow(mut events: broadcast::Receiver<Event>, board: Arc<Board>, machi
             Ok(Event::Failed(kind, why, again)) => {
                 // Tried again, and waiting alone does not mend it: credentials, a full bucket.
                 let needs_somebody = matches!(kind, ErrorKind::Usage | ErrorKind::Key | ErrorKind::NoSpace);
-                board.change(&machine, |m| m.failed(why, !again || needs_somebody));
+                board.change(&machine, |m| {
+                    m.failed(why, !again || needs_somebody);
+                    if !again {
+                        m.lost();
+                    }
+                });
             }
             Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return,

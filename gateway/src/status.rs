@@ -227,6 +227,12 @@ impl MachineStatus {
         self.stuck = stuck;
     }
 
+    /// Nothing of what waits is ever committed here: another gateway writes the machine.
+    pub(crate) fn lost(&mut self) {
+        self.waiting.clear();
+        self.waiting_since = None;
+    }
+
     /// How well it is protected at a moment, and why not better.
     pub fn health(&self, at: Timestamp) -> (Health, Option<String>) {
         let age = |since: Option<Timestamp>| since.map_or(0, |since| at.millis() - since.millis());

@@ -145,6 +145,11 @@ impl Running {
         Self { arguments: arguments.iter().map(ToString::to_string).collect(), child, output }
     }
 
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends what Ctrl-C sends.
     pub fn interrupt(&self) {
         self.signal(rustix::process::Signal::INT);

@@ -7,6 +7,7 @@
 //! ```text
 //! client --- request ---> proxy --- request ---> store
 //!            Status, Reset, Stall |                        nothing was applied
+//!            Slow, Overtaken      |                        applied later; Overtaken: after one that came later
 //!                                 |   Unconditional..      applied, but without the condition that came with it
 //!        <-- answer --------------+-- answer ----
 //!            AppliedThen.., CutAnswer                      applied, and the client does not know
@@ -29,6 +30,8 @@ use tokio::runtime::Runtime;
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// How long a store that is wrong in a race looks for a racer: long enough that requests sent together overlap.
 const RACE_WINDOW: Duration = Duration::from_millis(100);
+/// How long a request that is to be overtaken waits for one that does.
+const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
 /// Headers that make a put conditional, in lower case.
 const CONDITIONS: [&str; 2] = ["if-none-match", "x-goog-if-generation-match"];
 
@@ -49,6 +52,10 @@ pub enum Fault {
     AppliedThenStall,
     /// The answer ends after so many bytes, head included.
     CutAnswer(usize),
+    /// The store hears of it so much later.
+    Slow(Duration),
+    /// The store hears of it after it has answered a request that came later, or a second has passed.
+    Overtaken,
     /// Conditions are dropped: a put-if-absent always overwrites and always succeeds.
     Unconditional,
     /// Conditions are dropped where another put-if-absent of the same object is under way: right alone, wrong in a race.
@@ -150,6 +157,10 @@ struct Track {
     seen: Vec<Seen>,
     answer_bytes: u64,
     racing: HashMap<String, u32>,
+    /// Requests that came.
+    came: u64,
+    /// The last of them, in the order in which they came, that the store has answered.
+    answered: u64,
 }
 
 impl Shared {
@@ -265,7 +276,12 @@ impl Head {
 
 async fn carry(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     let Some((head, early)) = read_head(&mut client).await? else { return Ok(()) };
-    let fault = decide(shared, &head);
+    let (arrival, fault) = decide(shared, &head);
+    match fault {
+        Some(Fault::Slow(wait)) => tokio::time::sleep(wait).await,
+        Some(Fault::Overtaken) => until_overtaken(shared, arrival).await,
+        _ => {}
+    }
     let with_conditions = match fault {
         Some(Fault::Unconditional) => false,
         Some(Fault::UnconditionalInRace) => !meets_a_racer(shared, &head).await,
@@ -288,8 +304,19 @@ async fn carry(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
             store.write_all(&early).await?;
             let rest = head.body_bytes().saturating_sub(early.len() as u64);
             tokio::io::copy(&mut (&mut client).take(rest), &mut store).await?;
-            answer(client, store, shared, fault).await
+            answer(client, store, shared, fault).await?;
+            let mut track = shared.lock();
+            track.answered = track.answered.max(arrival);
+            Ok(())
         }
+    }
+}
+
+/// Waits until a request was answered that came later.
+async fn until_overtaken(shared: &Shared, arrival: u64) {
+    let start = std::time::Instant::now();
+    while shared.lock().answered <= arrival && start.elapsed() < OVERTAKEN_MAX {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -310,8 +337,11 @@ async fn read_head(client: &mut TcpStream) -> io::Result<Option<(Head, Vec<u8>)>
     }
 }
 
-fn decide(shared: &Shared, head: &Head) -> Option<Fault> {
+/// The number of a request, and what goes wrong with it.
+fn decide(shared: &Shared, head: &Head) -> (u64, Option<Fault>) {
     let mut track = shared.lock();
+    track.came += 1;
+    let arrival = track.came;
     let rule = track.rules.iter_mut().find(|(rule, _)| rule.matches(head));
     let fault = rule.and_then(|(rule, met)| {
         *met += 1;
@@ -319,7 +349,7 @@ fn decide(shared: &Shared, head: &Head) -> Option<Fault> {
     });
     let (conditional, body_bytes) = (head.is_conditional(), head.body_bytes());
     track.seen.push(Seen { method: head.method.clone(), target: head.target.clone(), body_bytes, conditional, fault });
-    fault
+    (arrival, fault)
 }
 
 /// Whether another put-if-absent of the same object comes within the window. Over before the client has its answer, so

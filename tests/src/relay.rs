@@ -30,7 +30,15 @@ impl Relay {
     /// # Panics
     /// If this machine gives no port.
     pub fn start(upstream: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Self::start_at("127.0.0.1:0", upstream)
+    }
+
+    /// The same at an address of this machine.
+    ///
+    /// # Panics
+    /// If it is not to be had.
+    pub fn start_at(address: &str, upstream: &str) -> Self {
+        let listener = TcpListener::bind(address).expect("a free port");
         let address = listener.local_addr().expect("an address");
         let (mood, open) = (Arc::new(Mood::default()), Arc::new(Mutex::new(Vec::new())));
         let (upstream, relay) = (upstream.to_owned(), (mood.clone(), open.clone()));

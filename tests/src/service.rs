@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::landfall::{Disk, Ran, Running, Site, in_small_file_system};
+use crate::landfall::{Disk, Ran, Running, Site, binary, in_small_file_system};
 
 /// A gateway of a site: its folder stays when the process ends.
 pub struct GatewayHost<'a> {
@@ -16,6 +16,17 @@ pub struct GatewayHost<'a> {
     running: Option<Running>,
     address: String,
     metrics: String,
+    /// What comes before its command line.
+    launcher: Vec<String>,
+}
+
+/// The binary in a site's environment, behind what launches it.
+fn launched(site: &Site, launcher: &[String]) -> Command {
+    let state = site.folder().join("state");
+    let [program, rest @ ..] = launcher else { return site.command(&state) };
+    let mut command = Command::new(program);
+    command.args(rest).arg(binary());
+    site.environment(command, &state)
 }
 
 fn plain(path: &Path) -> &str {
@@ -28,9 +39,16 @@ impl<'a> GatewayHost<'a> {
         let folder = site.folder().join(name);
         fs::create_dir(&folder).expect("own folder");
         let config = folder.join("gateway.toml");
-        let mut gateway =
-            Self { site, config, running: None, address: "127.0.0.1:0".to_owned(), metrics: String::new() };
+        let (address, metrics, launcher) = ("127.0.0.1:0".to_owned(), String::new(), Vec::new());
+        let mut gateway = Self { site, config, running: None, address, metrics, launcher };
         gateway.configure(more);
+        gateway
+    }
+
+    /// A gateway that something else launches, to listen at this address.
+    pub fn placed(site: &'a Site, name: &str, launcher: &[String], address: &str) -> Self {
+        let mut gateway = Self::new(site, name, "");
+        (gateway.launcher, gateway.address) = (launcher.to_vec(), address.to_owned());
         gateway
     }
 
@@ -96,7 +114,7 @@ impl<'a> GatewayHost<'a> {
         let listen = text.lines().find(|l| l.starts_with("listen")).expect("a line");
         fs::write(&self.config, text.replace(listen, &format!("listen = \"{}\"", self.address))).expect("own folder");
         let arguments = ["gateway", "run", "--config", plain(&self.config), "--json"];
-        let mut command = self.site.command(&self.site.folder().join("state"));
+        let mut command = launched(self.site, &self.launcher);
         command.args(arguments).envs(env.iter().copied());
         let mut running = Running::start(how(self.site, command)?, &arguments);
         let mut said = None;
@@ -225,8 +243,9 @@ impl Outage {
     /// If the vault is no folder.
     pub fn of(site: &Site) -> Self {
         let (vault, away) = (site.vault_folder(), site.folder().join("away"));
-        fs::rename(&vault, &away).expect("own folder");
-        fs::write(&vault, "no folder").expect("own folder");
+        fs::write(&away, "no folder").expect("own folder");
+        // In one step: whoever finds no folder makes one.
+        exchange(&vault, &away);
         Self { vault, away }
     }
 
@@ -235,9 +254,14 @@ impl Outage {
     /// # Panics
     /// If somebody touched it.
     pub fn end(self) {
-        fs::remove_file(&self.vault).expect("own file");
-        fs::rename(&self.away, &self.vault).expect("own folder");
+        exchange(&self.vault, &self.away);
+        fs::remove_file(&self.away).expect("own file");
     }
+}
+
+fn exchange(one: &Path, other: &Path) {
+    let flags = rustix::fs::RenameFlags::EXCHANGE;
+    rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, other, flags).expect("own folder");
 }
 
 /// A protected host with an agent.
@@ -245,6 +269,8 @@ pub struct AgentHost<'a> {
     site: &'a Site,
     machine: String,
     config: PathBuf,
+    /// What comes before its command lines.
+    launcher: Vec<String>,
 }
 
 impl<'a> AgentHost<'a> {
@@ -252,7 +278,7 @@ impl<'a> AgentHost<'a> {
     pub fn new(site: &'a Site, machine: &str, gateways: &[&str], disks: &[Disk<'_>], more: &str) -> Self {
         let folder = site.folder().join(format!("host-{machine}"));
         fs::create_dir(&folder).expect("own folder");
-        let host = Self { site, machine: machine.to_owned(), config: folder.join("agent.toml") };
+        let host = Self { site, machine: machine.to_owned(), config: folder.join("agent.toml"), launcher: Vec::new() };
         host.configure(gateways, disks, more);
         host
     }
@@ -271,6 +297,17 @@ impl<'a> AgentHost<'a> {
         fs::write(&self.config, text).expect("own folder");
     }
 
+    /// From now on something else launches its agent.
+    pub fn launch_by(&mut self, launcher: &[String]) {
+        self.launcher = launcher.to_vec();
+    }
+
+    fn launch(&self, arguments: &[&str]) -> Running {
+        let mut command = launched(self.site, &self.launcher);
+        command.args(arguments);
+        Running::start(command, arguments)
+    }
+
     /// What the agent remembers.
     pub fn state(&self) -> PathBuf {
         self.config.with_file_name("state")
@@ -279,7 +316,7 @@ impl<'a> AgentHost<'a> {
     /// Tries to enrol.
     pub fn try_enroll(&self, gateway: &str, token: &str) -> Ran {
         let config = plain(&self.config);
-        self.site.run(&["agent", "enroll", "--gateway", gateway, "--token", token, "--config", config, "--json"])
+        self.launch(&["agent", "enroll", "--gateway", gateway, "--token", token, "--config", config, "--json"]).finish()
     }
 
     /// Enrols with a new token of a gateway.
@@ -290,7 +327,7 @@ impl<'a> AgentHost<'a> {
 
     /// Tries to ship one cycle.
     pub fn try_ship(&self) -> Ran {
-        self.site.run(&["agent", "run", "--once", "--config", plain(&self.config)])
+        self.launch(&["agent", "run", "--once", "--config", plain(&self.config)]).finish()
     }
 
     /// Ships one cycle.
@@ -316,7 +353,7 @@ impl<'a> AgentHost<'a> {
 
     /// Starts the agent as a service.
     pub fn start(&self) -> Running {
-        self.site.start(&["agent", "run", "--config", plain(&self.config)])
+        self.launch(&["agent", "run", "--config", plain(&self.config)])
     }
 
     /// Waits until the vault has so many points of the machine.

@@ -3,7 +3,8 @@
 # there already is left alone.
 #
 #   setup.sh build    what `make demo` needs: a C compiler, a Rust toolchain, mkfs.ext4, debugfs
-#   setup.sh          the above, and what `make test` needs: qemu-img, xfsprogs, faketime, systemd-analyze, Azurite (npm), moto (PyPI)
+#   setup.sh          the above, and what `make test` needs: qemu-img, xfsprogs, faketime, ip, systemd-analyze, Azurite (npm),
+#                     moto (PyPI)
 #
 # System packages come through apt (as root, or by sudo). Everything else goes to target/peers in this repository.
 set -euo pipefail
@@ -128,6 +129,7 @@ if [ "${1:-test}" = test ]; then
     want mkfs.xfs xfsprogs
     want faketime faketime
     want unshare util-linux
+    want ip iproute2
     want systemd-analyze systemd
     want node nodejs npm
     want npm npm

@@ -43,6 +43,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 const RETRY_TIME_DEFAULT: Duration = Duration::from_secs(300);
 /// One request, body included: of four 32 MiB segments at once, each still fits a line of 2 Mbit/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(900);
+/// A request whose answer does not begin for so long is given up and tried again: a connection that a router forgot says nothing, ever.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// The time that bytes take counts on top of it, at this rate: of four bodies at once on a line of 2 Mbit/s, each has as much.
+const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// No object of a vault is larger; what is, is not read into memory.
 const OBJECT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Opening a connection.
@@ -281,7 +285,7 @@ impl Store {
                         Some(root) => put_file(root, path, bytes).await,
                         None => {
                             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-                            store.put_opts(&path, bytes.into(), options).await.map(|_| ())
+                            in_time(size, store.put_opts(&path, bytes.into(), options)).await.map(|_| ())
                         }
                     }
                 }
@@ -330,7 +334,7 @@ impl Store {
         let put = self
             .retried("store", name, |store| {
                 let (path, bytes) = (path.clone(), bytes.clone());
-                async move { store.put(&path, bytes.into()).await }
+                async move { in_time(size, store.put(&path, bytes.into())).await }
             })
             .await;
         put.map_err(|f| f.into_error(&self.url))?;
@@ -382,7 +386,13 @@ impl Store {
         let listed = self
             .retried("list", folder, |store| {
                 let path = path.clone();
-                async move { store.list(Some(&path)).try_collect::<Vec<_>>().await }
+                async move {
+                    let (mut listed, mut found) = (store.list(Some(&path)), Vec::new());
+                    while let Some(meta) = in_time(0, listed.try_next()).await? {
+                        found.push(meta);
+                    }
+                    Ok(found)
+                }
             })
             .await;
         let mut out = Vec::new();
@@ -404,7 +414,7 @@ impl Store {
         let listed = self
             .retried("list", folder, |store| {
                 let path = path.clone();
-                async move { store.list_with_delimiter(Some(&path)).await }
+                async move { in_time(0, store.list_with_delimiter(Some(&path))).await }
             })
             .await;
         let prefixes = listed.map_err(|f| f.into_error(&self.url))?.common_prefixes;
@@ -422,7 +432,7 @@ impl Store {
         let deleted = self
             .retried("delete", name, |store| {
                 let path = path.clone();
-                async move { store.delete(&path).await }
+                async move { in_time(0, store.delete(&path)).await }
             })
             .await;
         match deleted {
@@ -430,6 +440,16 @@ impl Store {
             Err(other) => Err(other.into_error(&self.url)),
         }
     }
+}
+
+/// What a store does with a request that moves so many bytes, unless it says nothing for too long.
+async fn in_time<T>(bytes: u64, request: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+    let longest = ANSWER_MAX + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
+    let silent = |_| {
+        let source = format!("no answer within {} s", longest.as_secs()).into();
+        object_store::Error::Generic { store: "store", source }
+    };
+    tokio::time::timeout(longest, request).await.map_err(silent).flatten()
 }
 
 /// Whether a variable says yes.
@@ -460,14 +480,14 @@ async fn fetch(
     let start = range.as_ref().map_or(0, |r| r.start);
     let bounded = range.is_some();
     let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
-    match store.get_opts(path, options).await {
+    match in_time(0, store.get_opts(path, options)).await {
         Ok(got) if got.range.end.saturating_sub(got.range.start) > bytes_max => {
             Ok(Err("it is larger than it can be".to_owned()))
         }
-        Ok(got) => got.bytes().await.map(Ok),
+        Ok(got) => in_time(got.range.end.saturating_sub(got.range.start), got.bytes()).await.map(Ok),
         // Stores refuse a range behind the end each in its own way; the size tells what happened.
         Err(error) if bounded && matches!(Failed::classify(&error), Failed::Transient | Failed::Final(_)) => {
-            match store.head(path).await {
+            match in_time(0, store.head(path)).await {
                 Ok(meta) if meta.size <= start => {
                     Ok(Err(format!("it has {} bytes and ends before byte {start}", meta.size)))
                 }

@@ -16,7 +16,7 @@ mod refusals;
 mod ship;
 mod slots;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub use patience::alive_while;
 const CERTIFICATE_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Wait after the host could not accept a connection (it has no file descriptors left, for example).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Who it was is not known.
+const NOBODY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
 
 /// What a gateway does with the calls of agents.
 pub trait Service: Send + Sync + 'static {
@@ -112,7 +114,7 @@ pub async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => begin(stream, address, &tls, &slots, &shared),
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
+                    shared.refusals.say(NOBODY, "not accepted", &error);
                     sleep(ACCEPT_PAUSE).await;
                 }
             },

@@ -28,11 +28,11 @@ fn log(folder: &TempDir) -> String {
 }
 
 /// Somewhere else than temporary files are, so that the state does not lie on what is frozen.
-const ELSEWHERE: &str = "/proc";
+const ELSEWHERE: &str = "/dev/shm";
 const LONG: Duration = Duration::from_secs(60);
 
 fn hold(freeze: &Freeze) -> Result<Held> {
-    freeze.hold(Path::new(ELSEWHERE), &|| false)
+    freeze.hold(tempfile::tempdir_in(ELSEWHERE).expect("a folder").path(), &|| false)
 }
 
 #[test]
@@ -119,4 +119,27 @@ fn nothing_to_hold_is_nothing() {
     let freeze = freeze(&folder, &[], LONG);
     hold(&freeze).expect("held").thaw().expect("thawed");
     assert_eq!(freeze.consistency(), Consistency::Crash);
+}
+
+#[test]
+fn what_a_killed_agent_froze_is_thawed_before_the_next_one_freezes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = tempfile::tempdir_in(ELSEWHERE).expect("a folder");
+    let mut freeze = freeze(&folder, &["one"], LONG);
+    // A thaw that takes its time.
+    let (program, slow) = (freeze.program.clone(), folder.path().join("slow"));
+    let script = format!("#!/bin/sh\ntest \"$1\" != -u || sleep 1\nexec {} \"$@\"\n", program.display());
+    fs::write(&slow, script).expect("a program");
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).expect("executable");
+    freeze.program = slow;
+    let mut held = freeze.hold(state.path(), &|| false).expect("frozen");
+    // What the kernel does with a process that is killed: its ends of the pipes are closed, and its files.
+    let mut guard = held.guards.pop().expect("a guard");
+    drop(guard.child.stdin.take());
+    guard.released = true;
+    drop(held);
+    let next = freeze.hold(state.path(), &|| false).expect("frozen");
+    assert_eq!(log(&folder), "-f one\n-u one\n-f one\n");
+    next.thaw().expect("nobody else thawed it");
+    wait(&mut guard.child, LONG, &|| false).expect("it has ended");
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use landfall_gateway::{Gateway, GatewayConfig, GroupConfig, Options, Registry, State, share_revocations};
+use landfall_gateway::{
+    Gateway, GatewayConfig, GroupConfig, Options, Registry, State, raise_open_files, share_revocations,
+};
 use landfall_keys::SiteKey;
 use landfall_model::{Error, ErrorKind, Result};
 use landfall_vault::{Store, Vault};
@@ -55,8 +57,9 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
     let gateway = Arc::new(Gateway::open(vault, state, &options).await?);
     let value = json!({ "listening": address, "metrics": metrics_at, "vault": config.vault });
     output::document(common.json, &value, || format!("Listening at {address} for agents; vault {}.\n", config.vault))?;
+    let limits = Limits::default().within_open_files(raise_open_files());
     let reloads = interrupt::at_hangup(|| gateway.reload(&config, GatewayConfig::read_whole(&file.config)))?;
-    let served = gateway.clone().run(listener, metrics, &options, Limits::default(), interrupt::first());
+    let served = gateway.clone().run(listener, metrics, &options, limits, interrupt::first());
     let served = interrupt::or_second(served, "what is spooled stays, and leases run out");
     tokio::select! {
         outcome = served => outcome,

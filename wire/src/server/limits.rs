@@ -35,6 +35,21 @@ pub struct Limits {
     pub calls: u32,
 }
 
+/// Files that a gateway has open beside the connections of agents: those of its state, and connections to the store.
+const OTHER_FILES: usize = 256;
+
+impl Limits {
+    /// The same, with no more connections than a process has room for that may open so many files.
+    #[must_use]
+    pub fn within_open_files(mut self, files: usize) -> Self {
+        let room = files.saturating_sub(OTHER_FILES).max(files / 4).max(1);
+        self.connections = self.connections.min(room);
+        // Those who have a certificate always find a place.
+        self.connections_without_certificate = self.connections_without_certificate.min(self.connections.div_ceil(2));
+        self
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -53,5 +68,22 @@ impl Default for Limits {
             connection_window_bytes: 16 * 1024 * 1024,
             calls: 4,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_everything_else() {
+        let limits = |files| {
+            let limits = Limits::default().within_open_files(files);
+            (limits.connections, limits.connections_without_certificate)
+        };
+        assert_eq!(limits(1024), (768, 384));
+        assert_eq!(limits(65_536), (4096, 1024));
+        assert_eq!(limits(100), (25, 13));
+        assert_eq!(limits(0), (1, 1));
     }
 }
