@@ -457,7 +457,7 @@ mod tests {
         machine.committed(Seq(3), at(3));
         assert_eq!((machine.waiting_since, machine.waiting_points, machine.waiting_bytes), (None, 0, 0));
         let window = machine.recent.figures(now());
-        assert_eq!((window.good, window.change_largest_bytes), (2, Some(1000)));
+        assert_eq!((window.good, window.change_largest_bytes), (3, Some(1000)));
         assert!(window.latency_largest_ms.is_some());
     }
 
