@@ -33,9 +33,11 @@ fn progress(r: &Receiving) -> Option<String> {
 fn state(m: &MachineStatus, runs: bool) -> &'static str {
     match m {
         _ if !(m.linked && runs) => "down",
+        MachineStatus { paused: Some(_), .. } => "paused",
         MachineStatus { waits: Some(_), .. } => "waiting",
         MachineStatus { receiving: Some(r), .. } if r.full => "receiving everything",
         MachineStatus { receiving: Some(_), .. } => "receiving",
+        MachineStatus { held: Some(_), .. } => "held",
         _ => "idle",
     }
 }
@@ -49,7 +51,7 @@ fn machine(name: &str, m: &MachineStatus, runs: bool) -> serde_json::Value {
         "failures": m.failures, "error": m.error, "waits": m.waits, "receiving": m.receiving.as_ref().map(receiving),
         "rate": m.rate, "received_bytes": m.received_bytes, "window": m.window,
         "waiting_since": m.waiting_since, "waiting_ms": age_ms(m.waiting_since), "waiting_points": m.waiting_points,
-        "waiting_bytes": m.waiting_bytes,
+        "waiting_bytes": m.waiting_bytes, "paused": m.paused, "held": m.held,
     })
 }
 
