@@ -130,7 +130,7 @@ fn a_gateway_whose_store_does_not_answer_ends_all_the_same() {
     without_an_answer(|mut gateway| {
         let ran = gateway.stop();
         assert_eq!(ran.code(), Some(exit::DONE), "{}", ran.story());
-        assert!(ran.stderr.contains("leases are not given back"), "{}", ran.story());
+        assert!(ran.stderr.contains("machines are not given back"), "{}", ran.story());
     });
 }
 
