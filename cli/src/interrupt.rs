@@ -4,19 +4,21 @@ use landfall_gateway::Cancel;
 use landfall_model::{Error, ErrorKind, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Ends after so many signals; never where the host has none.
-async fn signals(mut count: u32, heard: impl Fn()) {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    while count > 0 {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+/// Ends after so many signals; never where the host has none. They are heard from the call on, not from when it is first waited for.
+fn signals(mut count: u32, heard: impl Fn()) -> impl Future<Output = ()> {
+    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
+            return std::future::pending().await;
+        };
+        while count > 0 {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            heard();
+            count -= 1;
         }
-        heard();
-        count -= 1;
     }
 }
 
@@ -27,20 +29,26 @@ pub(crate) fn cancel() -> (Cancel, impl Future<Output = ()>) {
     (cancel, signals(2, move || asked.cancel()))
 }
 
-/// Ends at the first signal.
-pub(crate) async fn first() {
-    signals(1, || ()).await;
+/// Ends at the first signal from here on.
+pub(crate) fn first() -> impl Future<Output = ()> {
+    signals(1, || ())
 }
 
 /// Runs work that ends in order after the first signal; the second ends it at once.
 ///
 /// # Errors
 /// Those of the work; `Unavailable` where there was a second signal.
-pub(crate) async fn or_second<T>(work: impl Future<Output = Result<T>>, what_is_left: &str) -> Result<T> {
-    tokio::select! {
-        outcome = work => outcome,
-        () = signals(2, || ()) => {
-            Err(Error::new(ErrorKind::Unavailable, format!("interrupted twice: stopped at once; {what_is_left}")))
+pub(crate) fn or_second<T>(
+    work: impl Future<Output = Result<T>>,
+    what_is_left: &str,
+) -> impl Future<Output = Result<T>> {
+    let twice = signals(2, || ());
+    async move {
+        tokio::select! {
+            outcome = work => outcome,
+            () = twice => {
+                Err(Error::new(ErrorKind::Unavailable, format!("interrupted twice: stopped at once; {what_is_left}")))
+            }
         }
     }
 }
@@ -66,8 +74,9 @@ pub(crate) fn at_hangup(mut heard: impl FnMut()) -> Result<impl Future<Output = 
 /// # Errors
 /// Those of the work; `Unavailable` where it was interrupted.
 pub(crate) async fn or_interrupted<T>(work: impl Future<Output = Result<T>>, what_is_left: &str) -> Result<T> {
+    let once = signals(1, || ());
     tokio::select! {
         outcome = work => outcome,
-        () = signals(1, || ()) => Err(Error::new(ErrorKind::Unavailable, format!("interrupted: {what_is_left}"))),
+        () = once => Err(Error::new(ErrorKind::Unavailable, format!("interrupted: {what_is_left}"))),
     }
 }

@@ -55,8 +55,9 @@ pub(crate) async fn run(file: &AgentFile, once: bool) -> Result<()> {
     let config = AgentConfig::read(&file.config)?;
     let cancel = Cancel::default();
     let asked = cancel.clone();
+    let first = interrupt::first();
     let signals = tokio::spawn(async move {
-        interrupt::first().await;
+        first.await;
         asked.cancel();
     });
     let identity = identity(&config);

@@ -55,12 +55,13 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
         None => (None, None),
     };
     let gateway = Arc::new(Gateway::open(vault, state, &options).await?);
-    let value = json!({ "listening": address, "metrics": metrics_at, "vault": config.vault });
-    output::document(common.json, &value, || format!("Listening at {address} for agents; vault {}.\n", config.vault))?;
     let limits = Limits::default().within_open_files(raise_open_files());
     let reloads = interrupt::at_hangup(|| gateway.reload(&config, GatewayConfig::read_whole(&file.config)))?;
     let served = gateway.clone().run(listener, metrics, &options, limits, interrupt::first());
-    let served = interrupt::or_second(served, "what is spooled stays, and leases run out");
+    let served = interrupt::or_second(served, "what is spooled stays, and the heartbeat runs out");
+    // After signals are heard: whoever waits for this line may send one at once.
+    let value = json!({ "listening": address, "metrics": metrics_at, "vault": config.vault });
+    output::document(common.json, &value, || format!("Listening at {address} for agents; vault {}.\n", config.vault))?;
     tokio::select! {
         outcome = served => outcome,
         () = reloads => Ok(()),
