@@ -2,6 +2,7 @@
 //!
 //! Pure values: no I/O, no clock, no randomness, no async. Everything else in the workspace stands on this crate.
 
+mod block_set;
 mod error;
 mod extent;
 mod id;
@@ -12,6 +13,7 @@ mod point;
 mod progress;
 mod time;
 
+pub use block_set::BlockSet;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentSet};
 pub use id::{
