@@ -13,18 +13,9 @@ use std::time::Duration;
 
 use landfall_tests::landfall::{Site, exit, number};
 use landfall_tests::relay::Relay;
-use landfall_tests::service::{AgentHost, GatewayHost, Outage};
+use landfall_tests::service::{AgentHost, GatewayHost, Outage, protected};
 use landfall_tests::{disks, need, tools};
 use support::{Dice, MIB, walk};
-
-/// A machine `web` with one disk, enrolled at a gateway.
-fn protected<'a>(site: &'a Site, gateway: &GatewayHost<'_>, size: u64) -> (PathBuf, AgentHost<'a>) {
-    let disk = site.disk("disk.img");
-    disks::random(&disk, size, 1);
-    let host = AgentHost::new(site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-    host.enroll(gateway);
-    (disk, host)
-}
 
 #[test]
 fn an_agent_enrols_and_its_cuts_become_recovery_points() {

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use landfall_tests::landfall::{Running, Site, exit, number};
-use landfall_tests::service::{AgentHost, GatewayHost, Outage};
+use landfall_tests::service::{AgentHost, GatewayHost, Outage, enrolled};
 use landfall_tests::{disks, need};
 use serde_json::Value;
 use support::MIB;
@@ -224,11 +224,7 @@ fn a_member_that_dies_before_the_moment_leaves_no_mark_and_all_thawed() {
     gateway.start();
     let gates = Gates::new(&site);
     let host = |name: &'static str| {
-        let disk = site.disk(&format!("{name}.img"));
-        disks::random(&disk, 200_000, 1);
-        let freeze = gates.freeze_command(name, 0);
-        let host = AgentHost::new(&site, name, &[gateway.address()], &[("root", disk.as_path())], &freeze);
-        host.enroll(&gateway);
+        let (_, host) = enrolled(&site, &gateway, name, 200_000, &gates.freeze_command(name, 0));
         host.ship();
         host.wait_for_points(1);
         rarely(&host);
@@ -270,11 +266,8 @@ fn a_member_that_fails_after_the_moment_leaves_a_group_that_is_shown_as_incomple
     gateway.start();
     let gates = Gates::new(&site);
     let host = |name: &'static str, delay: u32, more: &str| {
-        let disk = site.disk(&format!("{name}.img"));
-        disks::random(&disk, 200_000, 1);
         let freeze = format!("{}\n{more}", gates.freeze_command(name, delay));
-        let host = AgentHost::new(&site, name, &[gateway.address()], &[("root", disk.as_path())], &freeze);
-        host.enroll(&gateway);
+        let (_, host) = enrolled(&site, &gateway, name, 200_000, &freeze);
         host.ship_until_taken();
         rarely(&host);
         host
@@ -314,15 +307,8 @@ fn a_group_that_cannot_be_taken_says_why() {
         gateway.status_where(|s| s["groups"]["shop"]["why"].as_str().is_some_and(|why| why.contains(wanted)));
     };
     let gates = Gates::new(&site);
-    let host = |name: &'static str, freeze: &str| {
-        let disk = site.disk(&format!("{name}.img"));
-        disks::random(&disk, 100_000, 1);
-        let host = AgentHost::new(&site, name, &[gateway.address()], &[("root", disk.as_path())], freeze);
-        host.enroll(&gateway);
-        host
-    };
-    let web = host("web", &gates.freeze_command("web", 0));
-    let db = host("db", "");
+    let (_, web) = enrolled(&site, &gateway, "web", 100_000, &gates.freeze_command("web", 0));
+    let (_, db) = enrolled(&site, &gateway, "db", 100_000, "");
     let agent_of_web = web.start();
     why_is("db has no link to this gateway");
     let agent_of_db = db.start();
@@ -343,10 +329,7 @@ fn a_group_that_cannot_be_taken_says_why() {
 fn a_machine_that_is_paused_begins_no_cycle_until_it_is_resumed_and_loses_nothing() {
     let site = Site::with_vault();
     let mut gateway = GatewayHost::started(&site, "gw");
-    let disk = site.disk("disk.img");
-    disks::random(&disk, MIB, 1);
-    let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-    host.enroll(&gateway);
+    let (disk, host) = enrolled(&site, &gateway, "web", MIB, "");
     gateway.command(&["resume", "--machine", "web"]).assert_refused(exit::NOT_FOUND, &["web", "not paused"]);
     let agent = host.start();
     host.wait_for_points(2);
@@ -443,10 +426,7 @@ fn while_the_spool_is_nearly_full_agents_hold_and_what_was_acknowledged_is_commi
 fn a_gateway_whose_disk_is_nearly_full_lets_no_cycle_begin() {
     let site = Site::with_vault();
     let mut gateway = GatewayHost::started(&site, "gw");
-    let disk = site.disk("disk.img");
-    disks::random(&disk, MIB, 1);
-    let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-    host.enroll(&gateway);
+    let (_, host) = enrolled(&site, &gateway, "web", MIB, "");
     host.ship();
     host.wait_for_points(1);
     gateway.stop();

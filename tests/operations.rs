@@ -4,7 +4,6 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -13,19 +12,10 @@ use landfall_tests::http::{Listener, Post};
 use landfall_tests::landfall::{Site, exit, number};
 use landfall_tests::peers::{Kind, Peer};
 use landfall_tests::proxy::{Fault, Proxy, Rule};
-use landfall_tests::service::{AgentHost, GatewayHost};
+use landfall_tests::service::{GatewayHost, protected};
 use serde_json::Value;
 use sha2::Sha256;
 use support::MIB;
-
-/// A machine `web` with one disk, enrolled at a gateway.
-fn protected<'a>(site: &'a Site, gateway: &GatewayHost<'_>, size: u64) -> (PathBuf, AgentHost<'a>) {
-    let disk = site.disk("disk.img");
-    disks::random(&disk, size, 1);
-    let host = AgentHost::new(site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-    host.enroll(gateway);
-    (disk, host)
-}
 
 /// A window of half an hour that is shut now and for hours.
 fn shut_window() -> String {

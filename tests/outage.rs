@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use landfall_tests::disks;
 use landfall_tests::landfall::{Site, exit, number};
-use landfall_tests::service::{AgentHost, GatewayHost, Outage};
+use landfall_tests::service::{self, AgentHost, GatewayHost, Outage};
 use support::MIB;
 
 /// So little that every third cycle of 4 MiB is short of room.
@@ -21,10 +21,7 @@ const CHANGE_BYTES: usize = 4 << 20;
 fn protected(site: &Site) -> (GatewayHost<'_>, PathBuf, AgentHost<'_>) {
     let mut gateway = GatewayHost::new(site, "gw", SPOOL);
     gateway.start();
-    let disk = site.disk("disk.img");
-    disks::random(&disk, 8 * MIB, 1);
-    let host = AgentHost::new(site, "web", &[gateway.address()], &[("root", disk.as_path())], "");
-    host.enroll(&gateway);
+    let (disk, host) = service::protected(site, &gateway, 8 * MIB);
     host.ship();
     host.wait_for_points(1);
     (gateway, disk, host)

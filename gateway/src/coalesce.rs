@@ -116,6 +116,7 @@ pub(crate) async fn merge(
         }
     }
 
+    // Read twice, so that the maps of a large point are never in memory at once.
     let mut maps = Maps::new(session, later.meta().disks.len())?;
     for (disk, region) in regions {
         let map = pair.region(disk, region).await?;

@@ -162,7 +162,7 @@ impl Owner {
             let pins = shared.spool.pins(point.point.body.segments.keys());
             let view = MapView::extended(&machine, newest.view.take(), point.point);
             newest.view = Some(view.clone());
-            waiting.push(Waiting::recovered(view, pins));
+            waiting.push(Waiting::recovered(view, pins))?;
         }
         let committer = Committer {
             shared: shared.clone(),
@@ -264,7 +264,7 @@ impl Owner {
         let cut = Cut {
             machine: self.name.clone(),
             domain: self.shared.domain.clone(),
-            gateway: self.shared.state.gateway_id()?,
+            gateway: self.shared.heartbeat.gateway(),
             time: self.cut_time(&begin),
             consistency: begin.consistency,
             disks: disks.clone(),
@@ -305,6 +305,9 @@ impl Owner {
                 }
             }
         }
+        if !self.is_alive() {
+            return Err(lost());
+        }
         let key = made.signed.point.key();
         crash_point("spool.before-point");
         let bytes = made.signed.bytes.clone();
@@ -314,7 +317,7 @@ impl Owner {
         let view = MapView::extended(&self.newest.machine, self.newest.view.take(), made.signed.point);
         self.newest.view = Some(view.clone());
         self.newest.line.push(key);
-        self.waiting.push(Waiting::made(view, made.signed.bytes, made.inline, pins));
+        self.waiting.push(Waiting::made(view, made.signed.bytes, made.inline, pins))?;
         Ok(None)
     }
 
@@ -338,7 +341,7 @@ impl Owner {
         shared.spool.put_point(session.machine(), key.timeline, key.seq, signed.bytes, replace).await?;
         crash_point("coalesce.point-written");
         self.follow_queue();
-        Ok(())
+        if self.is_alive() { Ok(()) } else { Err(lost()) }
     }
 
     /// The newest point is the last that waits, where that became another: also after a link was lost while it did.
@@ -476,11 +479,11 @@ impl Committer {
         let point = next.point();
         let segments: Vec<SegmentId> = point.body.segments.keys().copied().collect();
         self.shared.spool.until_stored(&segments).await;
-        let signed = next.signed(self.shared.bytes_of(&self.machine, next).await?);
-        self.shared.rate.take(signed.bytes.len() as u64).await;
+        let bytes = self.shared.bytes_of(&self.machine, next).await?;
+        self.shared.rate.take(bytes.len() as u64).await;
         self.tenure.still_held().await?;
         crash_point("point.before-commit");
-        self.machine.commit(&signed).await?;
+        self.machine.commit(point, bytes).await?;
         crash_point("point.committed");
         {
             let _one = self.shared.heads.lock().unwrap_or_else(PoisonError::into_inner);

@@ -186,7 +186,7 @@ async fn cycle(
     tenure.still_held().await?;
     crash_point("point.before-commit");
     let sent_before = vault.store().traffic().sent_bytes();
-    newest.machine.commit(&made.signed).await?;
+    newest.machine.commit(&made.signed.point, made.signed.bytes.clone()).await?;
     uploader.add_uploaded(vault.store().traffic().sent_bytes() - sent_before);
     crash_point("point.committed");
 

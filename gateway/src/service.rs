@@ -29,13 +29,11 @@ use crate::revoked::share_revocations;
 use crate::rules::Rules;
 use crate::spool::Spool;
 use crate::state::{Lock, State};
-use crate::status::{Board, MachineStatus};
+use crate::status::{Board, MachineStatus, Status};
 use crate::tasks::Tasks;
-use crate::upload::put_object;
+use crate::upload::{UPLOADS_IN_FLIGHT, put_object};
 use crate::webhook::Notifier;
 
-/// Objects on their way to the store at once.
-const UPLOADS_IN_FLIGHT: usize = 4;
 /// Waits after an upload that failed for a reason that may pass: the table of row F7 begins with shorter ones, and the store is asked
 /// again at once when another upload works.
 const UPLOAD_RETRY: [Duration; 6] = [
@@ -50,7 +48,7 @@ const UPLOAD_RETRY: [Duration; 6] = [
 const LINK_WAIT_MAX: Duration = Duration::from_secs(45);
 /// A machine without a link is given back after so long, so that its agent may go to another gateway.
 const RELEASE_AFTER: Duration = Duration::from_secs(5);
-/// When the gateway stops, its machines are given back for so long; then it ends. Another gateway waits for the leases that are left to run out.
+/// When the gateway stops, its machines are given back for so long; then it ends. Another gateway waits for the heartbeat to run out.
 const GIVE_BACK_MAX: Duration = Duration::from_secs(5);
 /// How often a machine is tried to be taken of which something is spooled.
 const TAKE_UP_RETRY: Duration = Duration::from_secs(30);
@@ -501,10 +499,11 @@ impl Gateway {
             self.board.each(|name, machine| (machine.paused, machine.held) = (holds.paused(name), holds.reason(name)));
             let spooled = self.shared.spool.bytes();
             self.shared.workers.level.look(spooled, self.shared.workers.is_free());
-            if let Err(error) = self.board.write(spooled) {
+            let status = self.board.now(spooled);
+            if let Err(error) = self.board.write(&status) {
                 tracing::warn!(%error, "the status cannot be written");
             }
-            self.notify(&mut notifier);
+            self.notify(&mut notifier, &status);
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 _ = ended.wait_for(|e| *e) => return,
@@ -520,15 +519,15 @@ impl Gateway {
     }
 
     /// Tells the webhooks, where there are any, what has changed.
-    fn notify(&self, notifier: &mut Option<Notifier>) {
+    fn notify(&self, notifier: &mut Option<Notifier>, status: &Status) {
         let webhooks = self.rules.borrow().webhooks.clone();
         if notifier.is_none() && !webhooks.is_empty() {
-            let made = self.shared.state.gateway_id().and_then(Notifier::new);
+            let made = Notifier::new(self.shared.heartbeat.gateway());
             *notifier = made.inspect_err(|error| tracing::error!(%error, "nobody is told when health changes")).ok();
         }
         if let Some(notifier) = notifier {
             notifier.keep_to(&webhooks);
-            notifier.look(&self.board.now(self.shared.spool.bytes()), now());
+            notifier.look(status, now());
         }
     }
 
@@ -609,15 +608,15 @@ async fn share(vault: &Vault, registry: &Registry) {
 }
 
 async fn share_again_and_again(vault: Vault, registry: Arc<Registry>, mut ended: watch::Receiver<bool>) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(SHARE_EVERY) => {}
-            _ = ended.wait_for(|e| *e) => return,
+    let shares = async {
+        loop {
+            tokio::time::sleep(SHARE_EVERY).await;
+            share(&vault, &registry).await;
         }
-        tokio::select! {
-            () = share(&vault, &registry) => {}
-            _ = ended.wait_for(|e| *e) => return,
-        }
+    };
+    tokio::select! {
+        () = shares => {}
+        _ = ended.wait_for(|e| *e) => {}
     }
 }
 

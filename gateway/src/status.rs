@@ -371,12 +371,8 @@ impl Board {
         uploads: BytesPerSecond,
         of: impl Fn(&MachineName) -> (BytesPerSecond, Option<Receiving>),
     ) {
-        let mut status = self.status();
-        status.rate = uploads;
-        for (name, machine) in &mut status.machines {
-            let Ok(name) = name.parse() else { continue };
-            (machine.rate, machine.receiving) = of(&name);
-        }
+        self.status().rate = uploads;
+        self.each(|name, machine| (machine.rate, machine.receiving) = of(name));
     }
 
     /// The configuration was read anew.
@@ -401,8 +397,8 @@ impl Board {
 
     /// # Errors
     /// `NoSpace`, `Usage` of the folder.
-    pub(crate) fn write(&self, spool_bytes: u64) -> Result<()> {
-        let bytes = serde_json::to_vec_pretty(&self.now(spool_bytes))
+    pub(crate) fn write(&self, status: &Status) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(status)
             .map_err(|e| Error::with_source(ErrorKind::Bug, "cannot encode the status", e))?;
         replace(&self.path, &bytes)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use landfall_model::{ChunkRef, Error, ErrorKind, PointMeta, Result, Timestamp};
-use landfall_vault::{MapView, Point, SignedPoint};
+use landfall_vault::{MapView, Point};
 use tokio::sync::watch;
 
 use crate::spool::Pins;
@@ -57,11 +57,6 @@ impl Waiting {
     /// The chunks that stand in it, where that is known.
     pub(crate) fn inline(&self) -> &[ChunkRef] {
         self.hot.as_ref().map_or(&[], |(_, inline)| inline)
-    }
-
-    /// The point with its object.
-    pub(crate) fn signed(&self, bytes: Bytes) -> SignedPoint {
-        SignedPoint { point: self.point().clone(), bytes }
     }
 }
 
@@ -115,11 +110,18 @@ impl Queue {
     }
 
     /// Adds one behind the last.
-    pub(crate) fn push(&self, point: Waiting) {
-        self.0.send_modify(|state| {
-            let point = point.cooled(state.points.len());
-            state.points.push_back(Place { point: Arc::new(point), held: false });
+    ///
+    /// # Errors
+    /// `Conflict` where the machine can no longer be written here.
+    pub(crate) fn push(&self, point: Waiting) -> Result<()> {
+        let added = self.0.send_if_modified(|state| {
+            if !state.lost {
+                let point = point.cooled(state.points.len());
+                state.points.push_back(Place { point: Arc::new(point), held: false });
+            }
+            !state.lost
         });
+        if added { Ok(()) } else { Err(lost()) }
     }
 
     /// Nothing will be added: who takes points off ends with the last.

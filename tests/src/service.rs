@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::disks;
 use crate::landfall::{Disk, Ran, Running, Site, binary, in_small_file_system};
 
 /// A gateway of a site: its folder stays when the process ends.
@@ -367,4 +368,24 @@ impl<'a> AgentHost<'a> {
         }
         panic!("{} has {} points and not {count}", self.machine, self.site.point_count(&self.machine));
     }
+}
+
+/// A machine with one disk of random bytes, enrolled at a gateway; `more` are lines of its agent's section.
+pub fn enrolled<'a>(
+    site: &'a Site,
+    gateway: &GatewayHost<'_>,
+    machine: &str,
+    size: u64,
+    more: &str,
+) -> (PathBuf, AgentHost<'a>) {
+    let disk = site.disk(&format!("{machine}.img"));
+    disks::random(&disk, size, 1);
+    let host = AgentHost::new(site, machine, &[gateway.address()], &[("root", disk.as_path())], more);
+    host.enroll(gateway);
+    (disk, host)
+}
+
+/// The machine `web`, enrolled at a gateway.
+pub fn protected<'a>(site: &'a Site, gateway: &GatewayHost<'_>, size: u64) -> (PathBuf, AgentHost<'a>) {
+    enrolled(site, gateway, "web", size, "")
 }

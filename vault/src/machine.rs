@@ -321,13 +321,12 @@ impl Machine {
         Ok(SignedPoint { point, bytes })
     }
 
-    /// Commits a point: the one put-if-absent that makes it real.
+    /// Commits a point, of which these are the bytes: the one put-if-absent that makes it real.
     ///
     /// # Errors
     /// `Conflict` where another writer has committed this sequence number.
-    pub async fn commit(&self, signed: &SignedPoint) -> Result<()> {
-        let name = layout::point(self.id, signed.point.timeline(), signed.point.seq());
-        self.put(&name, signed).await
+    pub async fn commit(&self, point: &Point, bytes: Bytes) -> Result<()> {
+        self.put(&layout::point(self.id, point.timeline(), point.seq()), bytes).await
     }
 
     /// Stores a checkpoint. That one of this number is already there is no error: it says the same.
@@ -336,14 +335,14 @@ impl Machine {
     /// `Unavailable`.
     pub async fn commit_checkpoint(&self, position: Position, body: &Body) -> Result<()> {
         let name = layout::checkpoint(self.id, position.timeline, position.seq);
-        match self.put(&name, &self.sign(position, body, &[])?).await {
+        match self.put(&name, self.sign(position, body, &[])?.bytes).await {
             Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
             other => other,
         }
     }
 
-    async fn put(&self, name: &str, signed: &SignedPoint) -> Result<()> {
-        if self.vault.store().put_exact(name, signed.bytes.clone()).await? == PutExact::Different {
+    async fn put(&self, name: &str, bytes: Bytes) -> Result<()> {
+        if self.vault.store().put_exact(name, bytes).await? == PutExact::Different {
             let why = format!("{name}: another writer has committed it; this run committed nothing; run again");
             return Err(Error::new(ErrorKind::Conflict, why));
         }

@@ -86,19 +86,23 @@ pub fn connect(
             () = lost => {}
         }
     });
-    tasks.spawn(up(from_agent, to_gateway, gone, cut.clone(), weather.clone()));
+    let up = carry(from_agent, to_gateway, cut.clone(), weather.clone(), async { Ok(()) });
+    tasks.spawn(async move {
+        up.await;
+        drop(gone);
+    });
     weather.dice.next();
-    tasks.spawn(down(said, to_agent, end, cut.clone(), weather));
+    tasks.spawn(carry(said, to_agent, cut.clone(), weather, async { end.await.unwrap_or(Ok(())) }));
     Link { to, from }
 }
 
-/// From the agent to the gateway.
-async fn up(
-    mut from: mpsc::Receiver<FromAgent>,
-    to: mpsc::Sender<Result<FromAgent>>,
-    gone: oneshot::Sender<()>,
+/// Carries messages one way, until nobody sends any more or the connection is cut. Then `last` is said, where it is an error.
+async fn carry<M>(
+    mut from: mpsc::Receiver<M>,
+    to: mpsc::Sender<Result<M>>,
     cut: watch::Sender<bool>,
     mut weather: Weather,
+    last: impl Future<Output = Result<()>>,
 ) {
     let mut cuts = cut.subscribe();
     let mut left = weather.cut_after();
@@ -114,43 +118,7 @@ async fn up(
                 return;
             }
         }
-    };
-    tokio::select! {
-        biased;
-        _ = cuts.wait_for(|cut| *cut) => {}
-        () = carry => {}
-    }
-    if *cut.borrow() {
-        sleep(weather.dice.millis(0, UNNOTICED_MS)).await;
-        let _ = to.try_send(Err(lost()));
-    }
-    drop(to);
-    drop(gone);
-}
-
-/// From the gateway to the agent.
-async fn down(
-    mut from: mpsc::Receiver<FromGateway>,
-    to: mpsc::Sender<Result<FromGateway>>,
-    end: oneshot::Receiver<Result<()>>,
-    cut: watch::Sender<bool>,
-    mut weather: Weather,
-) {
-    let mut cuts = cut.subscribe();
-    let mut left = weather.cut_after();
-    let carry = async {
-        while let Some(message) = from.recv().await {
-            sleep(weather.delay()).await;
-            if left == 0 {
-                cut.send_replace(true);
-                return;
-            }
-            left -= 1;
-            if to.send(Ok(message)).await.is_err() {
-                return;
-            }
-        }
-        if let Ok(Err(error)) = end.await {
+        if let Err(error) = last.await {
             let _ = to.send(Err(error)).await;
         }
     };
