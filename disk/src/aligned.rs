@@ -1,10 +1,24 @@
 //! Memory that direct I/O takes as it is.
 
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 /// Address, offset and length of direct I/O are multiples of this: the largest logical block of today's devices, and
 /// the block of the usual file systems.
 pub const DIRECT_ALIGN: usize = 4096;
+
+/// Memory that is not aligned goes in and out in pieces of this size: large enough for full speed of a disk.
+pub(crate) const BOUNCE_BYTES: usize = 1 << 20;
+
+thread_local! {
+    /// Made once a thread: fresh memory would cost as much as the copy.
+    static BOUNCE: RefCell<AlignedBuf> = RefCell::new(AlignedBuf::new(BOUNCE_BYTES));
+}
+
+/// Works with [`BOUNCE_BYTES`] of aligned memory, which the thread has for that.
+pub(crate) fn bounced<T>(work: impl FnOnce(&mut AlignedBuf) -> T) -> T {
+    BOUNCE.with_borrow_mut(work)
+}
 
 /// Zeroed bytes whose address is a multiple of [`DIRECT_ALIGN`]. Its length is any; only pieces whose offset and length
 /// are multiples too go out directly.

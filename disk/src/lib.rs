@@ -8,6 +8,7 @@
 
 mod aligned;
 mod convert;
+mod direct;
 mod error;
 mod format;
 mod holes;

@@ -7,7 +7,6 @@
 //! far cheaper than the page cache. Where `O_DIRECT` does not exist (some network and memory file systems), everything
 //! goes through the page cache.
 
-use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -16,21 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use landfall_model::Extent;
 use landfall_model::num::to_usize;
 
-use crate::aligned::{AlignedBuf, DIRECT_ALIGN, is_aligned};
+use crate::aligned::{AlignedBuf, BOUNCE_BYTES, DIRECT_ALIGN, bounced, is_aligned};
 use crate::holes;
 use crate::place::Opened;
 use crate::uncached::UncachedReads;
 
-/// Memory that is not aligned goes out in pieces of this size: large enough for full speed of a disk.
-const BOUNCE_BYTES: usize = 1 << 20;
-
 /// One call into the kernel zeroes at most this much, so that a run can be interrupted between the calls.
 const ZERO_STEP_BYTES: u64 = 1 << 30;
-
-thread_local! {
-    /// Made once a thread: fresh memory would cost as much as the copy.
-    static BOUNCE: RefCell<AlignedBuf> = RefCell::new(AlignedBuf::new(BOUNCE_BYTES));
-}
 
 /// The bytes, in an opened file or device.
 pub(crate) struct RawImage {
@@ -129,7 +120,7 @@ impl Direct {
         if is_aligned(blocks) {
             return self.file.write_all_at(blocks, offset);
         }
-        BOUNCE.with_borrow_mut(|bounce| {
+        bounced(|bounce| {
             let mut at = offset;
             for piece in blocks.chunks(BOUNCE_BYTES) {
                 bounce[..piece.len()].copy_from_slice(piece);

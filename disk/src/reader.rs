@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use landfall_model::Extent;
 
+use crate::direct::DirectReads;
 use crate::error::{DiskError, Operation, Reason, Result};
 use crate::format::SECTOR_BYTES;
 use crate::holes;
@@ -17,12 +18,21 @@ use crate::uncached::UncachedReads;
 #[derive(Debug)]
 pub struct RawReader {
     file: File,
-    reads: UncachedReads,
+    reads: Reads,
     path: PathBuf,
     size: u64,
     sector_size: u32,
     is_device: bool,
     identity: String,
+}
+
+/// How it is read.
+#[derive(Debug)]
+enum Reads {
+    /// A file: by way of the page cache, which has its newest bytes.
+    File(UncachedReads),
+    /// A device: past it.
+    Device(DirectReads),
 }
 
 impl RawReader {
@@ -48,7 +58,12 @@ impl RawReader {
             let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
             (meta.len(), SECTOR_BYTES, format!("file-{major}:{minor}-{}", meta.ino()))
         };
-        Ok(Self { file, reads: UncachedReads::new(), path: path.to_owned(), size, sector_size, is_device, identity })
+        let reads = if is_device {
+            Reads::Device(DirectReads::open(path, sector_size).map_err(fail)?)
+        } else {
+            Reads::File(UncachedReads::new())
+        };
+        Ok(Self { file, reads, path: path.to_owned(), size, sector_size, is_device, identity })
     }
 
     /// Bytes of the disk when it was opened: any number.
@@ -92,7 +107,10 @@ impl RawReader {
             let reason = Reason::OutOfRange { len, size: self.size };
             return Err(DiskError::new(Operation::Read, &self.path, reason).at(offset));
         }
-        let read = self.reads.read_up_to(&self.file, buf, offset);
+        let read = match &self.reads {
+            Reads::File(reads) => reads.read_up_to(&self.file, buf, offset),
+            Reads::Device(reads) => reads.read_up_to(buf, offset),
+        };
         let done = read.map_err(|(at, e)| DiskError::os(Operation::Read, &self.path, e).at(at))?;
         if done == buf.len() {
             return Ok(());
