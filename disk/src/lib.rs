@@ -5,10 +5,16 @@
 //! position. Calls of different threads must not overlap in the bytes they write.
 //!
 //! What a killed run leaves on disk is decided in one module, `place`, and described there.
+//!
+//! For images on file systems and volumes that can tell: [`clone_file`] takes a moment's copy, [`changed_blocks`] tells what
+//! differs between two of them.
 
 mod aligned;
+mod changes;
+mod clone;
 mod convert;
 mod error;
+mod extent_map;
 mod format;
 mod holes;
 mod place;
@@ -20,6 +26,8 @@ mod uncached;
 mod vhd;
 
 pub use aligned::{AlignedBuf, DIRECT_ALIGN};
+pub use changes::changed_blocks;
+pub use clone::clone_file;
 pub use error::{DiskError, DiskErrorKind, Operation, Reason, Result};
 pub use format::{Existing, Format, UnknownName};
 pub use reader::RawReader;
