@@ -7,7 +7,7 @@
 //! What a killed run leaves on disk is decided in one module, `place`, and described there.
 //!
 //! For images on file systems and volumes that can tell: [`clone_file`] takes a moment's copy, [`changed_blocks`] tells what
-//! differs between two of them.
+//! differs between two of them; [`thin_delta`] reads what the tool of LVM's snapshots tells.
 
 mod aligned;
 mod changes;
@@ -22,7 +22,9 @@ mod qcow2;
 mod raw;
 mod reader;
 mod target;
+mod thin;
 mod uncached;
+mod understand;
 mod vhd;
 
 pub use aligned::{AlignedBuf, DIRECT_ALIGN};
@@ -32,3 +34,5 @@ pub use error::{DiskError, DiskErrorKind, Operation, Reason, Result};
 pub use format::{Existing, Format, UnknownName};
 pub use reader::RawReader;
 pub use target::Target;
+pub use thin::thin_delta;
+pub use understand::NotUnderstood;
