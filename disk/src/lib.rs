@@ -7,7 +7,7 @@
 //! What a killed run leaves on disk is decided in one module, `place`, and described there.
 //!
 //! For images on file systems and volumes that can tell: [`clone_file`] takes a moment's copy, [`changed_blocks`] tells what
-//! differs between two of them; [`thin_delta`] reads what the tool of LVM's snapshots tells.
+//! differs between two of them; [`thin_delta`] and [`zstream_dump`] read what other snapshots' own tools tell.
 
 mod aligned;
 mod changes;
@@ -26,6 +26,7 @@ mod thin;
 mod uncached;
 mod understand;
 mod vhd;
+mod zvol;
 
 pub use aligned::{AlignedBuf, DIRECT_ALIGN};
 pub use changes::changed_blocks;
@@ -36,3 +37,4 @@ pub use reader::RawReader;
 pub use target::Target;
 pub use thin::thin_delta;
 pub use understand::NotUnderstood;
+pub use zvol::zstream_dump;
