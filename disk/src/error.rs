@@ -53,6 +53,10 @@ pub enum Operation {
     Publish,
     /// Asking for the free space.
     FreeSpace,
+    /// Making a file that shares the blocks of another.
+    Clone,
+    /// Asking where on the file system the bytes of a file are.
+    Map,
 }
 
 impl fmt::Display for Operation {
@@ -70,6 +74,8 @@ impl fmt::Display for Operation {
             Self::Sync => "sync",
             Self::Publish => "publish",
             Self::FreeSpace => "find the free space for",
+            Self::Clone => "clone",
+            Self::Map => "map the blocks of",
         })
     }
 }
@@ -133,6 +139,21 @@ pub enum Reason {
     /// What is there is an image of the right format that cannot be brought up to date in place.
     #[error("{0}")]
     Image(&'static str),
+    /// No reflinks, or none of this file.
+    #[error("the file system cannot share the blocks of this file (btrfs can, and XFS made with reflink=1)")]
+    NoClones,
+    /// Blocks are shared within one file system.
+    #[error("it is on another file system")]
+    OtherFileSystem,
+    /// A file system where one place may be two places, or whose maps nobody here has tried.
+    #[error("only files on btrfs and XFS can be compared by where their blocks are")]
+    NoMaps,
+    /// Extents that overlap or go backwards.
+    #[error("the file system tells where its blocks are in a way that cannot be")]
+    BadMap,
+    /// Defragmentation, a balance, or a writer that should not be there.
+    #[error("another program moves its blocks")]
+    Moving,
 }
 
 impl Reason {
@@ -140,13 +161,17 @@ impl Reason {
         match self {
             Self::Taken | Self::Locked => DiskErrorKind::Exists,
             Self::Shrunk { .. } => DiskErrorKind::Shrunk,
-            Self::NotADisk | Self::DeviceFormat | Self::Image(_) => DiskErrorKind::Unsupported,
+            Self::NotADisk | Self::DeviceFormat | Self::Image(_) | Self::NoClones | Self::NoMaps => {
+                DiskErrorKind::Unsupported
+            }
+            Self::BadMap | Self::Moving => DiskErrorKind::Io,
             Self::DanglingLink
             | Self::Busy
             | Self::NoBytes
             | Self::TooLarge { .. }
             | Self::DeviceTooSmall { .. }
-            | Self::OutOfRange { .. } => DiskErrorKind::Usage,
+            | Self::OutOfRange { .. }
+            | Self::OtherFileSystem => DiskErrorKind::Usage,
         }
     }
 }

@@ -18,9 +18,9 @@
 //! refuse an image on which another program (a running QEMU) holds record locks, and a device that is mounted.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -222,6 +222,8 @@ fn open_partial(name: &Path) -> Result<Opened> {
         let is_ours = there.is_ok_and(|there| (there.dev(), there.ino()) == (meta.dev(), meta.ino()));
         if is_ours && meta.nlink() == 1 {
             opened.file.set_len(0).map_err(fail)?;
+            // If it was there already, who could read it is not who may read what comes. Some file systems have no modes.
+            let _ = opened.file.set_permissions(Permissions::from_mode(NEW_IMAGE_MODE));
             return Ok(opened);
         }
         if is_ours {

@@ -7,9 +7,11 @@
     reason = "what goes wrong in a test is to end it; its sizes are small"
 )]
 
+mod clones;
 mod devices;
 mod images;
 mod judge;
+mod mounts;
 mod oracle;
 mod places;
 mod sources;
