@@ -232,6 +232,9 @@ fn the_dashboard_is_one() {
 fn units(folder: &Path) -> Vec<PathBuf> {
     let mut copies = Vec::new();
     for entry in fs::read_dir(tools::repository().join("deploy/systemd")).expect("units").flatten() {
+        if entry.path().is_dir() {
+            continue;
+        }
         let unit = fs::read_to_string(entry.path()).expect("a unit");
         let copy = folder.join(entry.file_name());
         fs::write(&copy, unit.replace("/usr/local/bin/landfall", &binary().display().to_string())).expect("own folder");
@@ -247,6 +250,10 @@ fn systemd_accepts_the_units() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let units = units(folder.path());
     assert!(units.len() >= 4, "{units:?}");
+    // What is added to one is read with it.
+    let (more, name) = (folder.path().join("landfall-agent.service.d"), "landfall-agent.service.d/watch.conf");
+    fs::create_dir(&more).expect("own folder");
+    fs::write(more.join("watch.conf"), text(&format!("deploy/systemd/{name}"))).expect("own folder");
     let out = tools::output(Command::new(analyze).args(["verify", "--man=no"]).args(&units));
     let said = String::from_utf8_lossy(&out.stderr);
     let of_ours: Vec<&str> = said.lines().filter(|line| line.contains("landfall")).collect();

@@ -41,6 +41,7 @@ fn an_agent_enrols_and_its_cuts_become_recovery_points() {
     site.assert_disk_is("web", "2", "root", &root);
     site.assert_disk_is("web", "2", "data", &data);
     let points = site.points("web");
+    assert!(number(&points[1]["shape"], "cpus") > 0 && points[1]["shape"]["nics"].is_array(), "{points:?}");
     assert!(number(&points[1], "stored_bytes") < 300_000, "only what changed is stored: {points:?}");
     gateway.status_where(|s| s["machines"][0]["seq"] == 2 && s["spool_bytes"] == 0 && s["running"] == true);
     site.assert_sound();

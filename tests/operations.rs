@@ -10,6 +10,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use landfall_tests::disks;
 use landfall_tests::http::{Listener, Post};
 use landfall_tests::landfall::{Site, exit, number};
+use landfall_tests::need;
 use landfall_tests::peers::{Kind, Peer};
 use landfall_tests::proxy::{Fault, Proxy, Rule};
 use landfall_tests::service::{GatewayHost, protected};
@@ -133,6 +134,34 @@ fn a_second_signal_ends_a_gateway_at_once() {
         assert_eq!(ran.code(), Some(exit::UNAVAILABLE), "{}", ran.story());
         assert!(ran.stderr.contains("interrupted twice"), "{}", ran.story());
     });
+}
+
+#[test]
+fn a_gateway_that_is_started_while_its_store_is_away_waits_for_it() {
+    let peer = need!(Peer::start(Kind::S3));
+    let proxy = Proxy::start(peer.address(), Vec::new());
+    let mut site = Site::at_url(peer.url("vault"), peer.env_at(proxy.address()));
+    site.set_env("LANDFALL_STORE_RETRY_SECONDS", "1");
+    site.create_vault();
+    let mut gateway = GatewayHost::started(&site, "gw");
+    let (_, host) = protected(&site, &gateway, MIB);
+    host.ship();
+    gateway.stop();
+    proxy.forget();
+    proxy.set_rules(vec![Rule::every(Fault::Reset)]);
+    std::thread::scope(|scope| {
+        let back = scope.spawn(|| {
+            // Longer than one attempt lasts: it was refused, and tried again.
+            std::thread::sleep(Duration::from_secs(5));
+            let refused = proxy.spoilt();
+            proxy.set_rules(Vec::new());
+            refused
+        });
+        gateway.start();
+        assert!(back.join().expect("the store is back") > 1, "nobody asked the store");
+    });
+    host.ship();
+    host.wait_for_points(2);
 }
 
 /// Waits until something that is so was posted so many times; gives the newest.

@@ -1,28 +1,42 @@
 //! One cut of the disks: held still, read, compared with what is known, and what differs given away as messages.
 //!
 //! ```text
-//!   freeze -> open -> reader thread ==4 buffers==> compare, hash, journal ==4 messages==> the link
+//!   Whole:  freeze -> open -> reader thread ==4 buffers==> compare, hash, journal ==4 messages==> the link -> thaw
+//!   Staged: freeze -> open -> read what was written, into memory -> thaw -> compare, hash, journal ==4 messages==> the link
+//!   Round:  as Whole, and nothing is frozen: what is read is no moment, and the cycle is unfinished
 //! ```
+//! While a staged cut holds everything still, it writes nothing: also the file system of the state directory may be frozen.
+//!
 //! # Bounds
 //! [`MEMORY_BYTES_MAX`] is the sum of all that a cycle holds at once, whatever the sizes of the disks.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use landfall_disk::RawReader;
 use landfall_model::num::to_usize;
-use landfall_model::{CycleId, Digest, DiskName, Extent, ExtentSet, GroupId, Result, Timestamp};
+use landfall_model::{
+    BlockSet, Consistency, CycleId, Digest, DiskName, Error, Extent, ExtentSet, GroupId, Result, Timestamp,
+};
 use landfall_wire::{Begin, CycleDigest, Data, FromAgent, MESSAGES_WAITING_MAX};
 use tokio::sync::mpsc;
 
 use crate::fingerprints::{self, BLOCK_BYTES, BlockHash, HASH_BYTES, block_count, is_zero};
-use crate::freeze::Freeze;
+use crate::freeze::{Freeze, Held};
 use crate::history::{Plan, RUNS_MAX};
-use crate::image::{BUFFERS, DiskConfig, OpenDisk, Piece, Pieces, READ_BYTES, WINDOW_BYTES, open_disks, stopped};
+use crate::image::{
+    BUFFERS, DiskConfig, Flowing, OpenDisk, Piece, READ_BYTES, STAGE_BYTES_MAX, StagedPieces, WINDOW_BYTES, open_disks,
+    read_all, stage, stopped,
+};
 use crate::journal::{DiskState, JournalHead, JournalWriter};
+use crate::shape;
 use crate::state::Base;
+use crate::tracking::{Dirty, Tracking};
 
 /// Messages on their way to the link.
 pub(crate) const MESSAGES: usize = 4;
@@ -34,11 +48,11 @@ const RUN_BYTES: usize = 32;
 const WINDOW_RUNS_BYTES: usize = 2 * 16 * (to_usize(WINDOW_BYTES) / 8192);
 /// Messages that are being made, taken over, encoded or written, beside those that wait.
 const MESSAGES_HELD: usize = 6;
-/// Buffers and messages; hashes and journal; kept ranges and those of the plan; the runs of a window.
-const MEMORY_BYTES: usize = to_usize(READ_BYTES) * (BUFFERS + MESSAGES + MESSAGES_WAITING_MAX + MESSAGES_HELD)
-    + 1024 * 1024
-    + 2 * RUNS_MAX * RUN_BYTES
-    + WINDOW_RUNS_BYTES;
+/// Buffers and messages; or what is read while everything is held still, and is sent from where it lies.
+const FLOWING_BYTES: usize = to_usize(READ_BYTES) * (BUFFERS + MESSAGES + MESSAGES_WAITING_MAX + MESSAGES_HELD);
+const _: () = assert!(to_usize(STAGE_BYTES_MAX) <= FLOWING_BYTES);
+/// Those; hashes and journal; kept ranges and those of the plan; the runs of a window.
+const MEMORY_BYTES: usize = FLOWING_BYTES + 1024 * 1024 + 2 * RUNS_MAX * RUN_BYTES + WINDOW_RUNS_BYTES;
 const _: () = assert!(MEMORY_BYTES <= MEMORY_BYTES_MAX, "a cycle stays within its memory");
 
 /// Tells a cut to end before it is complete.
@@ -55,8 +69,21 @@ impl Stop {
     }
 }
 
+/// How a cut is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Manner {
+    /// Everything is held still until it is sent.
+    Whole,
+    /// Everything is held still until what was written is read.
+    Staged,
+    /// Nothing is held still, and the cycle is unfinished.
+    Round,
+}
+
 /// One cut that is to be made.
 pub(crate) struct Cut {
+    pub(crate) manner: Manner,
+    pub(crate) tracking: Tracking,
     pub(crate) cycle: CycleId,
     pub(crate) plan: Plan,
     pub(crate) disks: Vec<DiskConfig>,
@@ -74,11 +101,15 @@ pub(crate) struct CutDone {
     pub(crate) digest: Digest,
     pub(crate) read_bytes: u64,
     pub(crate) sent_bytes: u64,
+    /// How long everything was held still.
+    pub(crate) held: Duration,
 }
 
 impl Cut {
     /// Makes the cut: gives `Begin` and all runs to `out`, in order. `time` tells the moment when everything is held still, and may wait for
     /// it; `journal` begins the journal. Blocks; everything is thawed when it returns.
+    ///
+    /// Returns none where more was written than a staged cut may read: nothing was given then.
     ///
     /// # Errors
     /// What the disks, the freezing and `time` say; `Unavailable` where nobody takes the messages any more.
@@ -87,27 +118,86 @@ impl Cut {
         time: impl FnOnce() -> Result<Timestamp>,
         journal: impl FnOnce(&JournalHead) -> Result<JournalWriter>,
         out: mpsc::Sender<FromAgent>,
-    ) -> Result<CutDone> {
+    ) -> Result<Option<CutDone>> {
         let stop = || self.stop.is_set() || out.is_closed();
-        let held = self.freeze.hold(&self.state_root, &stop)?;
-        let (time, consistency) = (time()?, self.freeze.consistency());
+        let (mut held, consistency) = match self.manner {
+            Manner::Round => (None, Consistency::Unfinished),
+            manner => {
+                let held = self.freeze.hold(&self.state_root, manner == Manner::Whole, &stop)?;
+                (Some(held), self.freeze.consistency())
+            }
+        };
+        let since = Instant::now();
+        let time = time()?;
         let mut disks = open_disks(&self.disks)?;
-        disks.iter_mut().for_each(|d| d.shape.whole = self.is_whole(&d.shape.name));
+        self.look(&mut disks)?;
+        let mut frozen = Duration::ZERO;
+        let mut thaw = |held: &mut Option<Held>| {
+            let Some(held) = held.take() else { return Ok(()) };
+            let thawed = held.thaw();
+            frozen = since.elapsed();
+            thawed
+        };
+        let mut staged = Vec::new();
+        if self.manner == Manner::Staged {
+            let read = stage(&disks, &stop);
+            thaw(&mut held)?;
+            match read? {
+                Some(pieces) => staged = pieces,
+                None => return Ok(None),
+            }
+        }
         let parent = match &self.plan {
             Plan::Full { .. } => None,
             Plan::Incremental { parent, .. } => Some(*parent),
         };
         let shapes = disks.iter().map(|d| d.shape.clone()).collect();
-        let begin = Begin { cycle: self.cycle, parent, time, consistency, disks: shapes, group: self.group };
+        let begin = Begin {
+            cycle: self.cycle,
+            parent,
+            time,
+            consistency,
+            disks: shapes,
+            group: self.group,
+            shape: shape::read(),
+        };
         let protected = || disks.iter().filter(|d| d.reader.is_some());
         let states = protected().map(|d| DiskState { name: d.shape.name.clone(), size: d.shape.size });
         let base = parent.and(self.base.cycle);
         let head = JournalHead { cycle: self.cycle, base, parent, time, consistency, disks: states.collect() };
         let journal = journal(&head)?;
         out.blocking_send(FromAgent::Begin(begin)).map_err(|_| stopped())?;
-        let done = self.compare(&disks, journal, &out, &stop)?;
-        held.thaw()?;
-        Ok(done)
+        let done = self.compare(&disks, staged, journal, &out, &stop)?;
+        thaw(&mut held)?;
+        Ok(Some(CutDone { held: frozen, ..done }))
+    }
+
+    /// Says of each disk what is looked at: what was written, what the gateway does not have, or all.
+    fn look(&self, disks: &mut [OpenDisk]) -> Result<()> {
+        let taken = self.tracking.take(self.manner != Manner::Round);
+        for disk in disks {
+            disk.shape.whole = self.is_whole(&disk.shape.name);
+            let Some(known) = taken.iter().find(|taken| taken.name == disk.shape.name) else { continue };
+            disk.shape.source = known.source.to_owned();
+            if let Some(copy) = &known.copy {
+                let reader = RawReader::open(copy).map_err(|e| Error::from(e).context("the copy of a disk"))?;
+                // As it was at the cut, and it is the disk's.
+                disk.shape.size = reader.size();
+                (disk.reader, disk.copied) = (Some(reader), true);
+            }
+            if disk.shape.whole {
+                continue;
+            }
+            disk.look = match &known.dirty {
+                Dirty::Blocks(set) if set.disk_size() == disk.shape.size => Dirty::Blocks(set.clone()),
+                Dirty::Nothing => Dirty::Blocks(BlockSet::new(disk.shape.size, BLOCK_BYTES)),
+                _ => continue,
+            };
+            if let (Dirty::Blocks(set), Plan::Incremental { extra, .. }) = (&mut disk.look, &self.plan) {
+                extra.of(&disk.shape.name).into_iter().flat_map(ExtentSet::iter).for_each(|run| set.insert(run));
+            }
+        }
+        Ok(())
     }
 
     /// Whether all data of a disk is sent, and what is not sent is zero: also where the parent may not have the disk.
@@ -122,6 +212,7 @@ impl Cut {
     fn compare(
         &self,
         disks: &[OpenDisk],
+        staged: StagedPieces,
         journal: JournalWriter,
         out: &mpsc::Sender<FromAgent>,
         stop: &(dyn Fn() -> bool + Sync),
@@ -133,7 +224,7 @@ impl Cut {
         }
         let mut comparison = Comparison::new(self, disks, journal, out, back)?;
         std::thread::scope(|scope| {
-            let reading = scope.spawn(move || Pieces { pieces, buffers }.read_all(disks, stop));
+            let reading = scope.spawn(move || read_all(disks, staged, &Flowing { pieces, buffers }, stop));
             let compared = incoming.into_iter().try_for_each(|piece| comparison.piece(piece));
             // Without its buffers a reader that is still under way ends.
             let done = comparison.finish();
@@ -155,6 +246,10 @@ struct Known<'a> {
     whole: bool,
     /// What is sent in any case.
     extra: Option<&'a ExtentSet>,
+    /// Where it differs, it differs within these; none: anywhere.
+    marks: Option<&'a BlockSet>,
+    /// The block whose fingerprint comes next.
+    at: u64,
 }
 
 struct Comparison<'a> {
@@ -163,6 +258,7 @@ struct Comparison<'a> {
     known: Vec<Option<Known<'a>>>,
     journal: JournalWriter,
     out: Output<'a>,
+    /// To the reader.
     back: Sender<Vec<u8>>,
     read_bytes: u64,
 }
@@ -170,7 +266,7 @@ struct Comparison<'a> {
 impl<'a> Comparison<'a> {
     fn new(
         cut: &'a Cut,
-        disks: &[OpenDisk],
+        disks: &'a [OpenDisk],
         journal: JournalWriter,
         out: &'a mpsc::Sender<FromAgent>,
         back: Sender<Vec<u8>>,
@@ -187,7 +283,11 @@ impl<'a> Comparison<'a> {
                 Plan::Full { .. } => (None, None),
                 Plan::Incremental { extra, .. } => (cut.base.reader(name)?, extra.of(name)),
             };
-            known.push(Some(Known { number: protected, fingerprints, whole: disk.shape.whole, extra }));
+            let marks = match &disk.look {
+                Dirty::Blocks(set) => Some(set),
+                _ => None,
+            };
+            known.push(Some(Known { number: protected, fingerprints, whole: disk.shape.whole, extra, marks, at: 0 }));
             protected += 1;
         }
         let out = Output { out, digest: CycleDigest::default(), zeroes: None, sent_bytes: 0 };
@@ -198,60 +298,97 @@ impl<'a> Comparison<'a> {
         match piece {
             Piece::Zero { disk, extent } => self.blocks(disk, extent, None),
             Piece::Data { disk, start, bytes } => {
-                self.read_bytes += bytes.len() as u64;
-                self.blocks(disk, Extent { start, len: bytes.len() as u64 }, Some(&bytes))?;
+                let extent = Extent { start, len: bytes.len() as u64 };
+                self.read_bytes += extent.len;
+                let message = |run| Bytes::copy_from_slice(&bytes[run]);
+                self.blocks(disk, extent, Some(Read { bytes: &bytes, message: &message }))?;
                 // The reader may be done and need no buffer any more.
                 let _ = self.back.send(bytes);
                 Ok(())
+            }
+            Piece::Staged { disk, start, bytes } => {
+                let extent = Extent { start, len: bytes.len() as u64 };
+                self.read_bytes += extent.len;
+                // Sent from where it lies.
+                self.blocks(disk, extent, Some(Read { bytes: &bytes, message: &|run| bytes.slice(run) }))
             }
         }
     }
 
     /// Compares a run of blocks; no bytes: they are all zero.
-    fn blocks(&mut self, disk: usize, extent: Extent, bytes: Option<&[u8]>) -> Result<()> {
+    fn blocks(&mut self, disk: usize, extent: Extent, bytes: Option<Read<'_>>) -> Result<()> {
         let Some(Some(known)) = self.known.get_mut(disk) else { return Ok(()) };
-        let count = to_usize(block_count(extent.len));
-        let before = known.fingerprints.as_mut().map(|f| f.next(count)).transpose()?;
+        let (first, count) = (extent.start / BLOCK_BYTES, to_usize(block_count(extent.len)));
+        let before = match &mut known.fingerprints {
+            Some(fingerprints) => {
+                if first > known.at {
+                    fingerprints.skip(first - known.at)?;
+                }
+                Some(fingerprints.next(count)?)
+            }
+            None => None,
+        };
+        known.at = first + count as u64;
         let extra = known.extra.filter(|set| set.intersects(&extent));
         if bytes.is_none() && extra.is_none() && before.is_none_or(is_zero) {
             return Ok(());
         }
-        // Where the run of changed data begins that is not sent yet.
-        let mut data: Option<usize> = None;
+        // The run of changed data that is not sent yet.
+        let mut data = Extent { start: extent.start, len: 0 };
         for at in 0..count {
-            let start = at * to_usize(BLOCK_BYTES);
-            let here = Extent::between(
-                extent.start + start as u64,
-                extent.end().min(extent.start + start as u64 + BLOCK_BYTES),
-            );
-            let block = bytes.map(|b| &b[start..start + to_usize(here.len)]);
+            let start = extent.start + at as u64 * BLOCK_BYTES;
+            let here = Extent::between(start, extent.end().min(start + BLOCK_BYTES));
+            let block = bytes.as_ref().map(|b| b.of(extent.start, here));
             let hash = block.map_or(BlockHash::ZERO, |b| self.cut.base.key.hash(b));
             let old = before.map_or(BlockHash::ZERO, |b| BlockHash::read(&b[at * HASH_BYTES..(at + 1) * HASH_BYTES]));
             if hash != old {
                 self.journal.push(known.number, here.start / BLOCK_BYTES, hash)?;
             }
             let wanted = hash != old || known.whole || extra.is_some_and(|set| set.intersects(&here));
-            if wanted && hash != BlockHash::ZERO {
-                data = data.or(Some(start));
+            if !wanted {
                 continue;
             }
-            if let (Some(from), Some(bytes)) = (data.take(), bytes) {
-                self.out.data(disk, extent.start + from as u64, &bytes[from..start])?;
+            if hash == BlockHash::ZERO {
+                self.out.read(disk, extent.start, &mut data, bytes.as_ref())?;
+                if !known.whole {
+                    self.out.zeroes(disk, here)?;
+                }
+                continue;
             }
-            if wanted && !known.whole {
-                self.out.zeroes(disk, here)?;
+            let mut add = |run: Extent| -> Result<()> {
+                if data.end() != run.start {
+                    self.out.read(disk, extent.start, &mut data, bytes.as_ref())?;
+                    data = Extent { start: run.start, len: 0 };
+                }
+                data.len += run.len;
+                Ok(())
+            };
+            match known.marks.filter(|_| !known.whole) {
+                Some(marks) => marks.runs_within(here).try_for_each(&mut add)?,
+                None => add(here)?,
             }
         }
-        match (data, bytes) {
-            (Some(from), Some(bytes)) => self.out.data(disk, extent.start + from as u64, &bytes[from..]),
-            _ => Ok(()),
-        }
+        self.out.read(disk, extent.start, &mut data, bytes.as_ref())
     }
 
     fn finish(mut self) -> Result<CutDone> {
         self.out.flush()?;
         let Output { digest, sent_bytes, .. } = self.out;
-        Ok(CutDone { journal: self.journal, digest: digest.finish(), read_bytes: self.read_bytes, sent_bytes })
+        let (digest, held) = (digest.finish(), Duration::ZERO);
+        Ok(CutDone { journal: self.journal, digest, read_bytes: self.read_bytes, sent_bytes, held })
+    }
+}
+
+/// Bytes that were read, and how some of them become a message.
+struct Read<'a> {
+    bytes: &'a [u8],
+    message: &'a dyn Fn(Range<usize>) -> Bytes,
+}
+
+impl Read<'_> {
+    /// Those of a range; the first of all lies at `start`.
+    fn of(&self, start: u64, range: Extent) -> &[u8] {
+        &self.bytes[to_usize(range.start - start)..to_usize(range.end() - start)]
     }
 }
 
@@ -264,11 +401,15 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
-    fn data(&mut self, disk: usize, start: u64, bytes: &[u8]) -> Result<()> {
+    /// Gives a run of what was read from `start` on, which is empty then.
+    fn read(&mut self, disk: usize, start: u64, run: &mut Extent, bytes: Option<&Read<'_>>) -> Result<()> {
+        let run = std::mem::replace(run, Extent { start: run.end(), len: 0 });
+        let Some(read) = bytes.filter(|_| run.len > 0) else { return Ok(()) };
         self.flush()?;
-        let data = Data { disk, start, bytes: Bytes::copy_from_slice(bytes) };
+        let bytes = (read.message)(to_usize(run.start - start)..to_usize(run.end() - start));
+        let data = Data { disk, start: run.start, bytes };
         self.digest.data(&data);
-        self.sent_bytes += bytes.len() as u64;
+        self.sent_bytes += run.len;
         self.out.blocking_send(FromAgent::Data(data)).map_err(|_| stopped())
     }
 

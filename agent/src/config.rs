@@ -13,6 +13,7 @@
 //! name = "root"
 //! path = "/dev/vda"
 //! mounts = ["/", "/home"]                 # frozen while the disks are read; default: none
+//! source = "auto"                         # how changes are found: "ebpf", "clone", "image"; default: "auto", the best that works
 //!
 //! [[disk]]
 //! name = "swap"
@@ -29,14 +30,14 @@ use landfall_settings::{Source, Table, Value, check_address};
 use landfall_wire::DISKS_MAX;
 
 use crate::freeze::Freeze;
-use crate::image::DiskConfig;
+use crate::image::{DiskConfig, SourceChoice};
 
 const STATE_DIR: &str = "/var/lib/landfall-agent";
 const INTERVAL: Duration = Duration::from_secs(300);
 const FREEZE_MAX: Duration = Duration::from_secs(60);
 
 const AGENT_KEYS: &[&str] = &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max"];
-const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts"];
+const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts", "source"];
 
 /// What an agent protects, and where it sends it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -102,6 +103,8 @@ impl Freeze {
     /// What a configuration says.
     pub(crate) fn of(config: &AgentConfig) -> Self {
         let protected = || config.disks.iter().filter(|d| !d.exclude);
+        let unnamed = protected().filter(|d| d.mounts.is_empty());
+        let unnamed: Vec<PathBuf> = unnamed.map(|d| d.path.clone().unwrap_or_default()).collect();
         let mut mounts: Vec<PathBuf> = Vec::new();
         for mount in protected().flat_map(|d| &d.mounts) {
             if !mounts.contains(mount) {
@@ -110,8 +113,10 @@ impl Freeze {
         }
         Self {
             command: config.freeze_command.clone(),
+            named: mounts.len(),
             mounts,
-            all_mounts: protected().all(|d| !d.mounts.is_empty()),
+            all_mounts: unnamed.is_empty(),
+            unnamed,
             longest: config.freeze_max,
             program: PathBuf::from("fsfreeze"),
         }
@@ -152,7 +157,20 @@ fn disk(table: &Table<'_>) -> Result<DiskConfig> {
     let source = table.source();
     let mounts = table.get("mounts").map(|value| source.texts(value)).transpose()?.unwrap_or_default();
     let mounts = mounts.into_iter().map(|(at, text)| source.absolute(at, &text)).collect::<Result<_>>()?;
-    Ok(DiskConfig { name, path, exclude, mounts })
+    let choice = match table.text("source")? {
+        None => SourceChoice::Auto,
+        Some((at, text)) => match text.as_str() {
+            "auto" => SourceChoice::Auto,
+            "image" => SourceChoice::Image,
+            "ebpf" => SourceChoice::Ebpf,
+            "clone" => SourceChoice::Clone,
+            other => {
+                let why = format!("source {other:?}: it is \"auto\", \"image\", \"ebpf\" or \"clone\"");
+                return Err(source.wrong(at, why));
+            }
+        },
+    };
+    Ok(DiskConfig { name, path, exclude, mounts, source: choice })
 }
 
 #[cfg(test)]

@@ -129,6 +129,12 @@ impl Reader {
         Ok(Self { file: BufReader::with_capacity(batch.len(), file), path: path.to_owned(), batch })
     }
 
+    /// Passes over blocks.
+    pub(crate) fn skip(&mut self, blocks: u64) -> Result<()> {
+        let bytes = i64::try_from(blocks.saturating_mul(HASH_BYTES as u64)).unwrap_or(i64::MAX);
+        self.file.seek_relative(bytes).map_err(|e| failed("read", &self.path, e))
+    }
+
     /// The hashes of the next blocks, one after the other: at most [`BATCH_BLOCKS`]. Blocks beyond the end of the disk were zero.
     pub(crate) fn next(&mut self, blocks: usize) -> Result<&[u8]> {
         let wanted = &mut self.batch[..blocks * HASH_BYTES];

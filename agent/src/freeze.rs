@@ -25,7 +25,7 @@ use landfall_model::{Consistency, Error, ErrorKind, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::durable;
+use crate::{durable, mounts};
 
 /// Waits for the end of its input, for `$1` seconds at most, and runs the rest. A signal that ends the agent's group does not end it.
 /// Its stdout is the lock: what it runs does not get it, but may say something.
@@ -44,9 +44,13 @@ const POLL: Duration = Duration::from_millis(5);
 pub(crate) struct Freeze {
     /// The operator's command, run with `LANDFALL_PHASE=freeze` and `LANDFALL_PHASE=thaw`.
     pub(crate) command: Option<String>,
-    /// File systems, by their mount points.
+    /// File systems, by their mount points: those that the configuration names, and those that were found.
     pub(crate) mounts: Vec<PathBuf>,
-    /// Whether every protected disk names its file systems.
+    /// How many of them the configuration names.
+    pub(crate) named: usize,
+    /// Protected disks that name none.
+    pub(crate) unnamed: Vec<PathBuf>,
+    /// Whether the file systems of every protected disk are known.
     pub(crate) all_mounts: bool,
     /// Everything is thawed after so long, read or not.
     pub(crate) longest: Duration,
@@ -55,6 +59,17 @@ pub(crate) struct Freeze {
 }
 
 impl Freeze {
+    /// Finds the file systems of disks that name none, as they are mounted now: of those that are watched. Disks that are compared are held
+    /// still for as long as that lasts, and only where somebody says so.
+    pub(crate) fn look(&mut self, watched: &[PathBuf]) {
+        self.mounts.truncate(self.named);
+        let is_found =
+            |disk: &PathBuf| watched.contains(disk) && !mounts::on(std::slice::from_ref(disk)).freezable.is_empty();
+        let found: Vec<PathBuf> = self.unnamed.iter().filter(|disk| is_found(disk)).cloned().collect();
+        self.all_mounts = found.len() == self.unnamed.len();
+        self.mounts.extend(mounts::on(&found).freezable);
+    }
+
     /// What a cut guarantees that was made in this way.
     pub(crate) fn consistency(&self) -> Consistency {
         match (&self.command, self.all_mounts && !self.mounts.is_empty()) {
@@ -64,11 +79,12 @@ impl Freeze {
         }
     }
 
-    /// Freezes everything: the application first, then its file systems. `stop` ends a command that does not return.
+    /// Freezes everything: the application first, then its file systems. `stop` ends a command that does not return. `writes`: the state
+    /// directory is written to meanwhile.
     ///
     /// # Errors
-    /// `Usage` where something cannot be frozen, or the state directory lies on what would be; all is thawed again.
-    pub(crate) fn hold(&self, state: &Path, stop: &dyn Fn() -> bool) -> Result<Held> {
+    /// `Usage` where something cannot be frozen, or the state directory lies on what would be and is written to; all is thawed again.
+    pub(crate) fn hold(&self, state: &Path, writes: bool, stop: &dyn Fn() -> bool) -> Result<Held> {
         if self.command.is_none() && self.mounts.is_empty() {
             return Ok(Held { guards: Vec::new(), lock: None, since: Instant::now(), longest: self.longest });
         }
@@ -80,7 +96,9 @@ impl Freeze {
             held.freeze(action, stop)?;
         }
         for mount in &self.mounts {
-            not_the_state(mount, state)?;
+            if writes {
+                not_the_state(mount, state)?;
+            }
             let run = |flag: &str| vec![self.program.clone().into(), flag.into(), mount.clone().into()];
             let action =
                 Action { what: format!("the file system {}", mount.display()), freeze: run("-f"), thaw: run("-u") };

@@ -1,17 +1,22 @@
-//! The `image` source: files and block devices, read from end to end at one moment of the caller's choosing.
+//! Reading files and block devices, at one moment of the caller's choosing: from end to end, or where something was written.
 //!
-//! Reads are of 1 MiB and in order; what the file system knows to be a hole is not read. Buffers go round between the thread that reads
-//! and the one that compares, so that there are never more than [`BUFFERS`].
+//! Reads are of 1 MiB at most and in order; what the file system knows to be a hole is not read. Buffers go round between the thread that
+//! reads and the one that compares, so that there are never more than [`BUFFERS`]; or all of it is read before anything is compared, up to
+//! [`STAGE_BYTES_MAX`].
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender};
 
+use bytes::Bytes;
 use landfall_disk::RawReader;
 use landfall_model::num::to_usize;
 use landfall_model::{DiskName, Error, ErrorKind, Extent, Result};
 use landfall_wire::{DATA_BYTES_MAX, DiskShape};
 
+use crate::check::IMAGE;
 use crate::fingerprints::{BATCH_BLOCKS, BLOCK_BYTES};
+use crate::tracking::Dirty;
 
 /// Buffers of one read each: one is being filled, one compared, the others wait.
 pub(crate) const BUFFERS: usize = 4;
@@ -20,6 +25,34 @@ pub(crate) const READ_BYTES: u64 = DATA_BYTES_MAX as u64;
 /// The file system is asked for the data in so much of a disk at once; a run of zeroes is not longer.
 pub(crate) const WINDOW_BYTES: u64 = BATCH_BLOCKS as u64 * BLOCK_BYTES;
 const _: () = assert!(READ_BYTES.is_multiple_of(BLOCK_BYTES) && WINDOW_BYTES.is_multiple_of(READ_BYTES));
+
+/// Most bytes that are read before they are compared, while everything is held still.
+pub(crate) const STAGE_BYTES_MAX: u64 = 16 * READ_BYTES;
+
+/// How changes of a disk are found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SourceChoice {
+    /// As is best here.
+    #[default]
+    Auto,
+    /// By comparison.
+    Image,
+    /// By watching the writes to the block device.
+    Ebpf,
+    /// By clones of the image file.
+    Clone,
+}
+
+impl SourceChoice {
+    /// What it is called, where nothing else will do.
+    pub(crate) const fn demanded(self) -> Option<&'static str> {
+        match self {
+            Self::Auto | Self::Image => None,
+            Self::Ebpf => Some("ebpf"),
+            Self::Clone => Some("clone"),
+        }
+    }
+}
 
 /// A disk as the operator names it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,6 +65,8 @@ pub struct DiskConfig {
     pub exclude: bool,
     /// Mount points of the file systems on it, which are frozen while it is read.
     pub mounts: Vec<PathBuf>,
+    /// How its changes are found.
+    pub source: SourceChoice,
 }
 
 /// A disk that was opened.
@@ -39,6 +74,10 @@ pub(crate) struct OpenDisk {
     pub(crate) shape: DiskShape,
     /// None where it is excluded.
     pub(crate) reader: Option<RawReader>,
+    /// What of it is looked at.
+    pub(crate) look: Dirty,
+    /// The reader is of a copy, which nobody writes to.
+    pub(crate) copied: bool,
 }
 
 /// Opens the disks of a machine; which of them are sent whole is said elsewhere. An excluded disk that cannot be opened is left out: nothing is known of it.
@@ -71,15 +110,15 @@ pub(crate) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<OpenDisk>> {
             boot: number == 0,
             excluded: disk.exclude,
             whole: false,
-            source: "image".to_owned(),
+            source: IMAGE.to_owned(),
             identity: reader.identity(),
         };
-        open.push(OpenDisk { shape, reader: (!disk.exclude).then_some(reader) });
+        open.push(OpenDisk { shape, reader: (!disk.exclude).then_some(reader), look: Dirty::All, copied: false });
     }
     Ok(open)
 }
 
-/// A piece of a disk. Pieces of a disk ascend and cover it; all begin at a block, and end at one or at the end of the disk.
+/// A piece of a disk. Pieces of a disk ascend and cover what is looked at; all begin at a block, and end at one or at the end of the disk.
 pub(crate) enum Piece {
     /// Bytes that were read, at most [`READ_BYTES`].
     Data {
@@ -87,8 +126,17 @@ pub(crate) enum Piece {
         disk: usize,
         /// First byte.
         start: u64,
-        /// The bytes.
+        /// The bytes, in a buffer that is wanted back.
         bytes: Vec<u8>,
+    },
+    /// The same of what was staged.
+    Staged {
+        /// Number of the disk.
+        disk: usize,
+        /// First byte.
+        start: u64,
+        /// The bytes.
+        bytes: Bytes,
     },
     /// A hole, at most [`WINDOW_BYTES`].
     Zero {
@@ -104,59 +152,158 @@ pub(crate) fn stopped() -> Error {
     Error::new(ErrorKind::Unavailable, "the cycle was stopped before all was read")
 }
 
-/// Gives pieces away, and gets the buffers back.
-pub(crate) struct Pieces {
+/// Where pieces go, and buffers come from.
+pub(crate) trait Pieces {
+    /// Takes a piece.
+    ///
+    /// # Errors
+    /// `Unavailable` where nobody wants it.
+    fn give(&self, piece: Piece) -> Result<()>;
+
+    /// A buffer of this length.
+    ///
+    /// # Errors
+    /// As for [`Self::give`].
+    fn buffer(&self, len: usize) -> Result<Vec<u8>>;
+}
+
+/// Gives pieces to another thread, and gets the buffers back.
+pub(crate) struct Flowing {
     pub(crate) pieces: SyncSender<Piece>,
     pub(crate) buffers: Receiver<Vec<u8>>,
 }
 
-impl Pieces {
-    /// Reads all disks from end to end.
-    ///
-    /// # Errors
-    /// `Unavailable` where a disk shrinks or cannot be read, or nobody wants the pieces any more.
-    pub(crate) fn read_all(&self, disks: &[OpenDisk], stop: &dyn Fn() -> bool) -> Result<()> {
-        let protected = || disks.iter().enumerate().filter_map(|(n, d)| d.reader.as_ref().map(|r| (n, &d.shape, r)));
-        for (number, shape, reader) in protected() {
-            self.read(number, reader, stop).map_err(|e| e.context(format!("disk {}", shape.name)))?;
-        }
-        for (_, shape, reader) in protected() {
-            reader.check_not_shrunk().map_err(|e| Error::from(e).context(format!("disk {}", shape.name)))?;
-        }
-        Ok(())
-    }
-
+impl Pieces for Flowing {
     fn give(&self, piece: Piece) -> Result<()> {
         self.pieces.send(piece).map_err(|_| stopped())
     }
 
-    fn read(&self, disk: usize, reader: &RawReader, stop: &dyn Fn() -> bool) -> Result<()> {
+    fn buffer(&self, len: usize) -> Result<Vec<u8>> {
+        let mut buffer = self.buffers.recv().map_err(|_| stopped())?;
+        buffer.resize(len, 0);
+        Ok(buffer)
+    }
+}
+
+impl Pieces for RefCell<Vec<Piece>> {
+    fn give(&self, piece: Piece) -> Result<()> {
+        self.borrow_mut().push(match piece {
+            Piece::Data { disk, start, bytes } => Piece::Staged { disk, start, bytes: bytes.into() },
+            other => other,
+        });
+        Ok(())
+    }
+
+    fn buffer(&self, len: usize) -> Result<Vec<u8>> {
+        Ok(vec![0; len])
+    }
+}
+
+/// What was read of each disk before anything was compared; none of disks that are read later.
+pub(crate) type StagedPieces = Vec<Option<Vec<Piece>>>;
+
+/// Reads what is looked at of all disks, in their order, and gives what was staged in its place.
+///
+/// # Errors
+/// `Unavailable` where a disk shrinks or cannot be read, or nobody wants the pieces any more.
+pub(crate) fn read_all(
+    disks: &[OpenDisk],
+    staged: StagedPieces,
+    to: &dyn Pieces,
+    stop: &dyn Fn() -> bool,
+) -> Result<()> {
+    let mut staged = staged.into_iter().chain(std::iter::repeat_with(|| None));
+    for (number, disk) in disks.iter().enumerate() {
+        let Some(reader) = &disk.reader else {
+            staged.next();
+            continue;
+        };
+        let mut read = || match staged.next().flatten() {
+            Some(pieces) => pieces.into_iter().try_for_each(|piece| to.give(piece)),
+            None => Reading { disk: number, reader, look: &disk.look, to, stop }.read(),
+        };
+        read().map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
+    }
+    for (disk, reader) in disks.iter().filter_map(|d| Some((d, d.reader.as_ref()?))) {
+        reader.check_not_shrunk().map_err(|e| Error::from(e).context(format!("disk {}", disk.shape.name)))?;
+    }
+    Ok(())
+}
+
+/// Reads what is looked at of the disks that are written to, before any of it is compared; none where that is more than [`STAGE_BYTES_MAX`].
+///
+/// # Errors
+/// As for [`read_all`].
+pub(crate) fn stage(disks: &[OpenDisk], stop: &dyn Fn() -> bool) -> Result<Option<StagedPieces>> {
+    let bytes = |disk: &OpenDisk| match (&disk.reader, &disk.look) {
+        (None, _) | (_, Dirty::Nothing) => 0,
+        _ if disk.copied => 0,
+        (Some(reader), Dirty::All) => reader.size(),
+        (Some(_), Dirty::Blocks(set)) => set.len(),
+    };
+    if disks.iter().map(bytes).fold(0, u64::saturating_add) > STAGE_BYTES_MAX {
+        return Ok(None);
+    }
+    let stage = |(number, disk): (usize, &OpenDisk)| {
+        let Some(reader) = disk.reader.as_ref().filter(|_| !disk.copied) else { return Ok(None) };
+        let pieces = RefCell::default();
+        let reading = Reading { disk: number, reader, look: &disk.look, to: &pieces, stop };
+        reading.read().map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
+        Ok(Some(pieces.into_inner()))
+    };
+    disks.iter().enumerate().map(stage).collect::<Result<_>>().map(Some)
+}
+
+/// One disk that is being read.
+struct Reading<'a> {
+    disk: usize,
+    reader: &'a RawReader,
+    look: &'a Dirty,
+    to: &'a dyn Pieces,
+    stop: &'a dyn Fn() -> bool,
+}
+
+impl Reading<'_> {
+    fn read(&self) -> Result<()> {
+        let size = self.reader.size();
         let mut at = 0;
-        while at < reader.size() {
-            let end = (at + WINDOW_BYTES).min(reader.size());
-            for data in whole_blocks(&reader.data_extents(Extent::between(at, end))?, end) {
-                self.hole(disk, Extent::between(at, data.start))?;
-                at = data.start;
-                while at < data.end() {
-                    if stop() {
-                        return Err(stopped());
-                    }
-                    let part = (at - at % READ_BYTES + READ_BYTES).min(data.end());
-                    let mut bytes = self.buffers.recv().map_err(|_| stopped())?;
-                    bytes.resize(to_usize(part - at), 0);
-                    reader.read_exact_at(&mut bytes, at)?;
-                    self.give(Piece::Data { disk, start: at, bytes })?;
-                    at = part;
+        while at < size {
+            let window = Extent::between(at, (at + WINDOW_BYTES).min(size));
+            match self.look {
+                Dirty::Nothing => return Ok(()),
+                Dirty::All => self.extent(window)?,
+                Dirty::Blocks(set) => {
+                    let runs: Vec<Extent> = set.runs_within(window).collect();
+                    whole_blocks(&runs, window.end()).into_iter().try_for_each(|run| self.extent(run))?;
                 }
             }
-            self.hole(disk, Extent::between(at, end))?;
-            at = end;
+            at = window.end();
         }
         Ok(())
     }
 
-    fn hole(&self, disk: usize, extent: Extent) -> Result<()> {
-        if extent.len > 0 { self.give(Piece::Zero { disk, extent }) } else { Ok(()) }
+    fn extent(&self, extent: Extent) -> Result<()> {
+        let (mut at, end) = (extent.start, extent.end());
+        for data in whole_blocks(&self.reader.data_extents(extent)?, end) {
+            let data = Extent::between(data.start.max(extent.start), data.end());
+            self.hole(Extent::between(at, data.start))?;
+            at = data.start;
+            while at < data.end() {
+                if (self.stop)() {
+                    return Err(stopped());
+                }
+                let part = (at - at % READ_BYTES + READ_BYTES).min(data.end());
+                let mut bytes = self.to.buffer(to_usize(part - at))?;
+                self.reader.read_exact_at(&mut bytes, at)?;
+                self.to.give(Piece::Data { disk: self.disk, start: at, bytes })?;
+                at = part;
+            }
+        }
+        self.hole(Extent::between(at, end))
+    }
+
+    fn hole(&self, extent: Extent) -> Result<()> {
+        if extent.len > 0 { self.to.give(Piece::Zero { disk: self.disk, extent }) } else { Ok(()) }
     }
 }
 
@@ -181,7 +328,13 @@ mod tests {
     use std::sync::mpsc::{channel, sync_channel};
 
     fn config(name: &str, path: Option<PathBuf>, exclude: bool) -> DiskConfig {
-        DiskConfig { name: name.parse().expect("a name"), path, exclude, mounts: Vec::new() }
+        DiskConfig {
+            name: name.parse().expect("a name"),
+            path,
+            exclude,
+            mounts: Vec::new(),
+            source: SourceChoice::Auto,
+        }
     }
 
     #[test]
@@ -197,11 +350,12 @@ mod tests {
         let disks = open_disks(&[config("a", Some(path), false)]).expect("opened");
         let ((pieces, got), (back, buffers)) = (sync_channel(64), channel());
         (0..64).for_each(|_| back.send(Vec::new()).expect("a buffer"));
-        Pieces { pieces, buffers }.read_all(&disks, &|| false).expect("read");
+        read_all(&disks, Vec::new(), &Flowing { pieces, buffers }, &|| false).expect("read");
         let (mut at, mut read) = (0, 0);
         for piece in got {
             let (start, len) = match &piece {
                 Piece::Data { start, bytes, .. } => (*start, bytes.len() as u64),
+                Piece::Staged { start, bytes, .. } => (*start, bytes.len() as u64),
                 Piece::Zero { extent, .. } => (extent.start, extent.len),
             };
             assert_eq!(start, at);

@@ -20,6 +20,7 @@
 
 mod backoff;
 mod cancel;
+mod check;
 mod compare;
 mod config;
 mod durable;
@@ -29,18 +30,24 @@ mod history;
 mod image;
 mod journal;
 mod link;
+mod mounts;
 mod orders;
 mod ranges;
+mod rounds;
 mod run;
+mod shape;
 mod ship;
 mod state;
 mod status;
+mod tracking;
+mod watch;
 
 #[cfg(test)]
 mod tests;
 
 pub use cancel::Cancel;
+pub use check::{Check, DiskCheck, check};
 pub use config::AgentConfig;
-pub use image::DiskConfig;
+pub use image::{DiskConfig, SourceChoice};
 pub use run::{run, run_once};
 pub use status::{CommittedStatus, CutStatus, ErrorStatus, HeldStatus, Status};

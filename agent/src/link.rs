@@ -36,6 +36,8 @@ pub(crate) struct Link<R> {
     pub(crate) from: R,
     /// Why the gateway held the machine when it answered.
     pub(crate) held: Option<String>,
+    /// The version of the protocol that both speak.
+    pub(crate) version: u32,
 }
 
 /// Opens links.
@@ -120,7 +122,7 @@ impl Connect for Gateways {
             interval_ms: u64::try_from(self.interval.as_millis()).unwrap_or(0),
         };
         let (link, welcome) = client::connect(gateway, &identity, hello).await?;
-        Ok((Link { to: link.to, from: link.from, held: welcome.held }, welcome.newest))
+        Ok((Link { to: link.to, from: link.from, held: welcome.held, version: welcome.version }, welcome.newest))
     }
 }
 

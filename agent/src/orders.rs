@@ -118,8 +118,11 @@ impl Shipper {
         newest: Option<CycleId>,
         id: GroupId,
     ) -> std::result::Result<Option<Shipped>, Fault> {
-        let outcome = match self.prepared(link, id).await {
-            Ok(()) => self.ship_at(link, newest, id).await,
+        let outcome = match self.rounds_before(link, newest).await {
+            Ok(newest) => match self.prepared(link, id).await {
+                Ok(()) => self.ship_at(link, newest, id).await,
+                Err(fault) => Err(abort(link, false, Some(id), fault).await),
+            },
             Err(fault) => Err(abort(link, false, Some(id), fault).await),
         };
         self.orders.is_over(id);

@@ -22,6 +22,7 @@ use crate::orders::Orders;
 use crate::ship::{Event, Fault, Shared, Shipper};
 use crate::state::StateDir;
 use crate::status::StatusFile;
+use crate::watch;
 
 /// Wait before the next gateway is asked where one has refused.
 const NEXT_GATEWAY_WAIT: Duration = Duration::from_secs(1);
@@ -102,6 +103,7 @@ impl<C: Connect> Agent<C> {
             disks: config.disks.clone(),
             freeze: Freeze::of(config),
             cancel: cancel.clone(),
+            tracking: watch::tracking(&config.disks, &config.state_dir)?,
             patient: true,
             orders: Orders::default(),
             events: Box::new(record),
@@ -287,7 +289,15 @@ fn log(event: &Event) {
             sent_bytes = shipped.sent_bytes,
             read_bytes = shipped.read_bytes,
             elapsed_ms = shipped.elapsed.as_millis(),
+            held_ms = shipped.held.as_millis(),
             "spooled"
+        ),
+        Event::Round(shipped) => tracing::debug!(
+            cycle = %shipped.cycle,
+            sent_bytes = shipped.sent_bytes,
+            read_bytes = shipped.read_bytes,
+            elapsed_ms = shipped.elapsed.as_millis(),
+            "a round is spooled"
         ),
         Event::Committed { cycle, timeline, seq, .. } => tracing::info!(%cycle, %timeline, %seq, "committed"),
         Event::Held(Some(why)) => tracing::warn!(why, "the gateway holds this machine: no cycle begins"),

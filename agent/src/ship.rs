@@ -11,21 +11,23 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use landfall_model::{CycleId, Error, ErrorKind, GroupId, Seq, Timeline, Timestamp};
+use landfall_model::{Consistency, CycleId, Error, ErrorKind, GroupId, Seq, Timeline, Timestamp};
 use landfall_wire::{End, FromAgent, FromGateway, TEXT_BYTES_MAX, kind_of_code};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::cancel::Cancel;
-use crate::compare::{Cut, CutDone, MESSAGES, Stop};
+use crate::compare::{Cut, CutDone, MESSAGES, Manner, Stop};
 use crate::durable;
 use crate::freeze::Freeze;
 use crate::history::Plan;
 use crate::image::DiskConfig;
 use crate::link::{Link, Receive, now};
 use crate::orders::{Gate, Orders, gate};
+use crate::rounds::Unshipped;
 use crate::state::StateDir;
+use crate::tracking::Tracking;
 
 /// How long a gateway that does not read is given to take that a cycle is aborted.
 const ABORT_WAIT: Duration = Duration::from_secs(1);
@@ -60,6 +62,8 @@ pub(crate) enum Event {
     Waits(String),
     /// The cycle is durable on the gateway.
     Spooled(Shipped),
+    /// The same of one that is unfinished.
+    Round(Shipped),
     /// A cycle is a recovery point.
     Committed {
         cycle: CycleId,
@@ -80,11 +84,15 @@ pub(crate) struct Shipped {
     pub(crate) time: Timestamp,
     /// Whether it was relative to nothing.
     pub(crate) full: bool,
+    /// Whether it is a part of the one after it.
+    pub(crate) unfinished: bool,
     /// Bytes read from the disks.
     pub(crate) read_bytes: u64,
     /// Bytes of the disks that were sent.
     pub(crate) sent_bytes: u64,
     pub(crate) elapsed: Duration,
+    /// How long everything was held still.
+    pub(crate) held: Duration,
 }
 
 /// The state directory, as tasks and threads share it.
@@ -101,7 +109,7 @@ impl Shared {
     }
 
     /// Does something with the state where waiting for the disk holds up nobody. Goes on where the future is dropped.
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut StateDir) -> landfall_model::Result<T> + Send + 'static,
     ) -> Result<T, Fault> {
@@ -111,7 +119,7 @@ impl Shared {
     }
 }
 
-fn died(error: JoinError) -> Error {
+pub(crate) fn died(error: JoinError) -> Error {
     Error::with_source(ErrorKind::Bug, "a task of the agent died", error)
 }
 
@@ -135,6 +143,8 @@ pub(crate) struct Shipper {
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) freeze: Freeze,
     pub(crate) cancel: Cancel,
+    /// What was written to the disks.
+    pub(crate) tracking: Tracking,
     /// Whether it waits for as long as the gateway wants, before everything is sent.
     pub(crate) patient: bool,
     /// What the gateway asks for, on the link that is open.
@@ -232,17 +242,36 @@ impl Shipper {
         Ok(())
     }
 
-    async fn cycle<R: Receive>(
+    /// Ships one cycle, in this manner.
+    ///
+    /// # Errors
+    /// `TooMuch` where a staged cut found too much to read; nothing was sent then.
+    pub(crate) async fn one<R: Receive>(
         &mut self,
         link: &mut Link<R>,
         plan: Plan,
         group: Option<GroupId>,
-    ) -> Result<Shipped, Fault> {
+        manner: Manner,
+    ) -> Result<Shipped, Unshipped> {
+        let shipped = self.attempt(link, plan, group, manner).await;
+        self.tracking.settle(shipped.is_ok());
+        shipped
+    }
+
+    async fn attempt<R: Receive>(
+        &mut self,
+        link: &mut Link<R>,
+        plan: Plan,
+        group: Option<GroupId>,
+        manner: Manner,
+    ) -> Result<Shipped, Unshipped> {
         let start = Instant::now();
         let full = matches!(plan, Plan::Full { .. });
         let cycle = CycleId::from_bytes(durable::random().map_err(Fault::Local)?);
         let stop = StopOnDrop(Stop::default());
         let cut = Cut {
+            manner,
+            tracking: self.tracking.clone(),
             cycle,
             plan,
             disks: self.disks.clone(),
@@ -272,23 +301,30 @@ impl Shipper {
         drop((stop, runs));
         let cut = cutting.await.map_err(died).flatten();
         let (done, time) = match (pumped, cut, begun) {
-            (Ok(()), Ok(done), Some(time)) => (done, time),
-            (Err(fault), _, begun) => return Err(abort(link, begun.is_some(), group, fault).await),
-            (Ok(()), Err(error), begun) => return Err(abort(link, begun.is_some(), group, Fault::Local(error)).await),
-            (Ok(()), Ok(_), None) => return Err(Fault::Local(Error::new(ErrorKind::Bug, "a cut without a beginning"))),
+            (Ok(()), Ok(Some(done)), Some(time)) => (done, time),
+            (Ok(()), Ok(None), None) => return Err(Unshipped::TooMuch),
+            (Err(fault), _, begun) => return Err(abort(link, begun.is_some(), group, fault).await.into()),
+            (Ok(()), Err(error), begun) => {
+                return Err(abort(link, begun.is_some(), group, Fault::Local(error)).await.into());
+            }
+            (Ok(()), Ok(_), _) => {
+                return Err(Fault::Local(Error::new(ErrorKind::Bug, "a cut without a beginning")).into());
+            }
         };
-        let CutDone { journal, digest, read_bytes, sent_bytes } = done;
+        let CutDone { journal, digest, read_bytes, sent_bytes, held } = done;
         if let Err(fault) = self.state.run(move |state| state.seal(cycle, journal)).await {
-            return Err(abort(link, true, group, fault).await);
+            return Err(abort(link, true, group, fault).await.into());
         }
         if let Err(fault) = self.deliver(link, FromAgent::End(End { cycle, digest })).await {
-            return Err(abort(link, true, group, fault).await);
+            return Err(abort(link, true, group, fault).await.into());
         }
-        let mut shipped = Shipped { cycle, time, full, read_bytes, sent_bytes, elapsed: start.elapsed() };
+        let unfinished = manner == Manner::Round;
+        let mut shipped =
+            Shipped { cycle, time, full, unfinished, read_bytes, sent_bytes, held, elapsed: start.elapsed() };
         loop {
             let incoming = tokio::select! {
                 incoming = link.from.next() => incoming,
-                () = self.cancel.cancelled() => return Err(Fault::Cancelled),
+                () = self.cancel.cancelled() => return Err(Fault::Cancelled.into()),
             };
             shipped.elapsed = start.elapsed();
             if self.hear(incoming, Some(shipped)).await? {
@@ -316,7 +352,9 @@ impl Shipper {
             let Some(message) = message else { return Ok(()) };
             if let FromAgent::Begin(begin) = &message {
                 *begun = Some(begin.time);
-                (self.events)(Event::Cut { cycle: begin.cycle, time: begin.time });
+                if begin.consistency != Consistency::Unfinished {
+                    (self.events)(Event::Cut { cycle: begin.cycle, time: begin.time });
+                }
             }
             self.deliver(link, message).await?;
         }
@@ -379,7 +417,7 @@ impl Shipper {
     async fn spooled(&mut self, shipped: Option<Shipped>) -> Result<bool, Fault> {
         let Some(shipped) = shipped else { return Ok(false) };
         self.state.run(move |state| state.spooled(shipped.cycle)).await?;
-        (self.events)(Event::Spooled(shipped));
+        (self.events)(if shipped.unfinished { Event::Round(shipped) } else { Event::Spooled(shipped) });
         Ok(true)
     }
 }

@@ -3,13 +3,14 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use landfall_model::{CycleId, Error, ErrorKind, MachineName, Result, Seq, Timeline, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::durable::{self, failed};
 use crate::link::now;
-use crate::ship::Event;
+use crate::ship::{Event, Shipped};
 
 const FILE: &str = "status.json";
 
@@ -55,6 +56,28 @@ pub struct ErrorStatus {
     pub text: String,
 }
 
+/// What the rounds of a cut did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Rounds {
+    sent_bytes: u64,
+    read_bytes: u64,
+    elapsed_ms: u64,
+    full: bool,
+}
+
+impl Rounds {
+    fn add(&mut self, shipped: &Shipped) {
+        self.sent_bytes += shipped.sent_bytes;
+        self.read_bytes += shipped.read_bytes;
+        self.elapsed_ms += millis(shipped.elapsed);
+        self.full |= shipped.full;
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// What an agent did last.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -73,12 +96,18 @@ pub struct Status {
     pub last_spooled: Option<CutStatus>,
     /// The newest cut that is a recovery point, as far as a gateway has said so.
     pub last_committed: Option<CommittedStatus>,
-    /// Bytes that the newest spooled cut has sent.
+    /// Bytes that the newest spooled cut has sent, with the rounds before it.
     pub sent_bytes: u64,
     /// Bytes that it has read.
     pub read_bytes: u64,
     /// From its beginning until it was spooled.
     pub elapsed_ms: u64,
+    /// How long everything was held still for it.
+    #[serde(default)]
+    pub held_ms: u64,
+    /// Of the cut that is under way.
+    #[serde(skip)]
+    rounds: Rounds,
     /// Whether it sent everything.
     pub full: bool,
     /// Why everything must be sent and is not yet; none when it is, or need not be.
@@ -101,6 +130,8 @@ impl Status {
             sent_bytes: 0,
             read_bytes: 0,
             elapsed_ms: 0,
+            held_ms: 0,
+            rounds: Rounds::default(),
             full: false,
             waits: None,
             error: None,
@@ -135,11 +166,14 @@ impl Status {
             Event::Waits(ref why) => self.waits = Some(why.clone()),
             Event::Spooled(shipped) => {
                 self.last_spooled = Some(CutStatus { cycle: shipped.cycle, time: shipped.time });
-                (self.sent_bytes, self.read_bytes) = (shipped.sent_bytes, shipped.read_bytes);
-                self.elapsed_ms = u64::try_from(shipped.elapsed.as_millis()).unwrap_or(u64::MAX);
-                self.full = shipped.full;
+                self.rounds.add(&shipped);
+                let Rounds { sent_bytes, read_bytes, elapsed_ms, full } = std::mem::take(&mut self.rounds);
+                (self.sent_bytes, self.read_bytes, self.elapsed_ms, self.full) =
+                    (sent_bytes, read_bytes, elapsed_ms, full);
+                self.held_ms = millis(shipped.held);
                 self.error = None;
             }
+            Event::Round(shipped) => self.rounds.add(&shipped),
             Event::Committed { cycle, time, timeline, seq } => {
                 self.last_committed = Some(CommittedStatus { cycle, time, timeline, seq });
             }

@@ -6,3 +6,5 @@ mod histories;
 mod looping;
 mod machine;
 mod orders;
+mod rounds;
+mod watches;

@@ -218,6 +218,9 @@ pub(crate) enum AgentCommand {
     },
     /// What the agent did last.
     Status(AgentFile),
+    /// How each disk will be captured on this host, why so, and what that guarantees and costs. Tries it, and changes nothing.
+    #[command(after_help = "Example:\n  landfall agent check --config /etc/landfall/agent.toml")]
+    Check(AgentFile),
     /// Say whether a configuration file is right, without doing anything.
     CheckConfig(AgentFile),
 }

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use bytes::Bytes;
 use landfall_model::num::to_usize;
 use landfall_model::{
-    ChunkId, ChunkRef, Consistency, Counters, Entry, EntryKind, Error, ErrorKind, Location, PointMeta, RegionMap,
-    Result, SegmentId, Source, Timestamp,
+    ChunkId, ChunkRef, Consistency, Counters, DiskMeta, Entry, EntryKind, Error, ErrorKind, Location, PointMeta,
+    RegionMap, Result, SegmentId, Source, Timestamp,
 };
 use landfall_vault::segment::SegmentBuilder;
 use landfall_vault::{
@@ -35,8 +35,12 @@ const SPARSE: u64 = 2;
 /// At most so many bytes of frames are copied for one point: they are in memory.
 const COPIED_BYTES_MAX: u64 = 24 * 1024 * 1024;
 
-/// Whether the last point that waits and one that was cut after it may and should be one. `pressed`: room in the spool is getting short.
+/// Whether the last point that waits and one that was cut after it may and should be one. `pressed`: room in the spool is getting short. One
+/// that is unfinished must.
 pub(crate) fn is_due(last: &Last<'_>, next: &PointMeta, pressed: bool) -> bool {
+    if last.meta.consistency == Consistency::Unfinished {
+        return true;
+    }
     if !may_vanish(last.meta, next) {
         return false;
     }
@@ -48,18 +52,22 @@ pub(crate) fn is_due(last: &Last<'_>, next: &PointMeta, pressed: bool) -> bool {
     last.count >= KEPT_WHOLE && span(before) * i128::try_from(KEPT_WHOLE).unwrap_or(1) <= span(last.first)
 }
 
-/// A point may vanish where the next is at least as consistent, nobody counts on it, and the disks did not change their shape: what a
-/// disk lost when it shrank is not in the pages.
-fn may_vanish(last: &PointMeta, next: &PointMeta) -> bool {
-    let shape = |meta: &PointMeta| -> Vec<_> {
-        meta.disks.iter().map(|d| (d.name.clone(), d.size, d.excluded, d.base_seq)).collect()
+/// Whether two points are of the same disks: what a disk lost when it shrank is not in the pages.
+pub(crate) fn same_disks(a: &[DiskMeta], b: &[DiskMeta]) -> bool {
+    let same = |(a, b): (&DiskMeta, &DiskMeta)| {
+        (&a.name, a.size, a.excluded, a.base_seq) == (&b.name, b.size, b.excluded, b.base_seq)
     };
+    a.len() == b.len() && a.iter().zip(b).all(same)
+}
+
+/// A point may vanish where the next is at least as consistent, nobody counts on it, and the disks did not change their shape.
+fn may_vanish(last: &PointMeta, next: &PointMeta) -> bool {
     !last.pinned
         && last.group.is_none()
         && last.consistency < Consistency::Application
         && last.consistency <= next.consistency
         && last.domain == next.domain
-        && shape(last) == shape(next)
+        && same_disks(&last.disks, &next.disks)
 }
 
 /// Two points that follow each other, with their objects.
@@ -235,7 +243,7 @@ fn relocated(entry: &Entry, moved: &dyn Fn(&Location) -> bool, places: &HashMap<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use landfall_model::{DiskMeta, GatewayId, Seq};
+    use landfall_model::{GatewayId, Seq};
 
     fn meta(time: i64) -> PointMeta {
         PointMeta {

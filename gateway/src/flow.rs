@@ -162,6 +162,7 @@ mod tests {
         };
         let begin = Begin {
             group: None,
+            shape: None,
             cycle: landfall_model::CycleId::from_bytes([1; 16]),
             parent: None,
             time: now(),

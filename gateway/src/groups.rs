@@ -300,7 +300,7 @@ impl Member {
             // The cycle that was in flight, or one that never heard of the cut.
             (_, Stage::Asked | Stage::Spooled | Stage::Failed(_)) => {}
             (Some(time), Stage::Frozen) if begin.group == Some(cut.id) => {
-                if begin.consistency == Consistency::Crash {
+                if begin.consistency < Consistency::Filesystem {
                     *stage = Stage::Failed("it says that nothing was frozen".to_owned());
                     return;
                 }
@@ -390,7 +390,7 @@ mod tests {
 
     fn begin(group: Option<GroupId>, consistency: Consistency) -> Begin {
         let cycle = CycleId::from_bytes([1; 16]);
-        Begin { cycle, parent: None, time: now(), consistency, disks: Vec::new(), group }
+        Begin { cycle, parent: None, time: now(), consistency, disks: Vec::new(), group, shape: None }
     }
 
     async fn both_frozen(web: &mut Agent, db: &mut Agent) -> GroupId {

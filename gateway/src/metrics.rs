@@ -242,12 +242,14 @@ fn figures(out: &mut String, status: &Status) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::owner::Became;
+
     #[test]
     fn what_a_machine_does_and_did_is_told_and_every_family_has_its_help_and_type_before_its_samples() {
         let mut machine =
             MachineStatus { linked: true, rate: Some(2048), waits: Some("Sat".to_owned()), ..MachineStatus::default() };
-        machine.spooled(now(), Timestamp::from_millis(now().millis() - 1500), 1000, false);
-        machine.spooled(now(), now(), 500, false);
+        machine.spooled(now(), Timestamp::from_millis(now().millis() - 1500), 1000, Became::Point);
+        machine.spooled(now(), now(), 500, Became::Point);
         machine.committed(landfall_model::Seq(1), now());
         machine.failed("why".to_owned(), false);
         machine.window = machine.recent.figures(now());

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use landfall_model::{
-    CycleId, DiskMeta, DomainName, Error, ErrorKind, GroupMark, MachineName, Progress, Result, SegmentId, Seq,
-    Timeline, Timestamp,
+    Consistency, CycleId, DiskMeta, DomainName, Error, ErrorKind, GroupMark, MachineName, Progress, Result, SegmentId,
+    Seq, Timeline, Timestamp,
 };
 use landfall_vault::{
     DedupIndex, Heartbeat, Held, Machine, MapView, SignedPoint, Tenure, Vault, crash_point, follows, now,
@@ -122,8 +122,19 @@ impl From<Error> for Refused {
 /// A cycle that was taken.
 pub(crate) struct Taken {
     pub(crate) cycle: CycleId,
-    /// Whether it became one with the point before it.
-    pub(crate) joined: bool,
+    /// What became of it.
+    pub(crate) became: Became,
+}
+
+/// What became of a cycle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Became {
+    /// A point that waits.
+    Point,
+    /// One with the point before it.
+    Joined,
+    /// Nothing yet: it is unfinished.
+    Unfinished,
 }
 
 /// The owner of a machine while this gateway writes it.
@@ -190,9 +201,15 @@ impl Owner {
         self.newest.meta().map(|m| m.source_time)
     }
 
+    /// Whether the machine has a point, spooled or committed.
+    pub(crate) fn has_points(&self) -> bool {
+        let unfinished = self.waiting.last().is_some_and(|last| last.is_unfinished());
+        self.newest.line.len() > usize::from(unfinished)
+    }
+
     /// The cut of the newest point in the vault, and how many waited in the spool, when the machine was taken.
     pub(crate) fn taken_up(&self) -> (Option<Timestamp>, usize) {
-        (self.committed, self.waiting.len().unwrap_or(0))
+        (self.committed, self.waiting.finished())
     }
 
     /// Says from now on what becomes of its points.
@@ -207,7 +224,7 @@ impl Owner {
 
     /// Whether points wait for their commit.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.waiting.len().is_some_and(|n| n > 0)
+        self.is_alive() && self.waiting.finished() > 0
     }
 
     fn check(&self, begin: &Begin) -> std::result::Result<(), Refused> {
@@ -258,6 +275,10 @@ impl Owner {
         }
         let position = self.newest.next(self.tenure.generation());
         let disks = self.disks(&begin, position.seq);
+        let unfinished = self.waiting.last().filter(|last| last.is_unfinished());
+        if unfinished.is_some_and(|last| !coalesce::same_disks(&last.meta().disks, &disks)) {
+            return Err(self.drop_unfinished("the disks are others now").await.into());
+        }
         let machine = self.newest.machine.clone();
         let session = self.shared.session(&machine);
         let uploader = Arc::new(Uploader::to_spool(self.shared.epoch()?, self.shared.spool.clone()));
@@ -270,8 +291,9 @@ impl Owner {
             disks: disks.clone(),
             cycle: Some(begin.cycle),
             group,
+            shape: begin.shape.clone(),
         };
-        let cycle = begin.cycle;
+        let (cycle, finished) = (begin.cycle, begin.consistency != Consistency::Unfinished);
         let mut check = CycleCheck::new(begin);
         let (task_tx, task_rx) = channel::<Task>(TASKS_AHEAD);
         let flow = self.shared.flows.of(&self.name);
@@ -281,25 +303,33 @@ impl Owner {
 
         let before = self.spool(&session, made).await?;
         drop(session);
-        let joined = before.is_some();
-        if let Some(before) = before
+        let became = match &before {
+            _ if !finished => Became::Unfinished,
+            Some((_, true)) => Became::Joined,
+            _ => Became::Point,
+        };
+        if let Some((before, _)) = before
             && let Err(error) = self.shared.spool.drop_unpinned(&before, &self.shared.index).await
         {
             tracing::warn!(%error, machine = %self.name, "what need not be uploaded any more stays in the spool");
         }
-        Ok(Taken { cycle, joined })
+        Ok(Taken { cycle, became })
     }
 
     /// Spools a point that was made: one with the last that waits where that is due, else behind it. Where they became one, returns the
-    /// segments that both referred to.
-    async fn spool(&mut self, session: &Session, made: Made) -> Result<Option<Vec<SegmentId>>> {
+    /// segments that both referred to, and whether the last was a point before.
+    async fn spool(&mut self, session: &Session, made: Made) -> Result<Option<(Vec<SegmentId>, bool)>> {
         let pressed = self.shared.spool.is_pressed();
         let last = self.waiting.hold_last(|last| coalesce::is_due(last, made.signed.point.meta(), pressed));
         if let Some(last) = last {
+            let unfinished = last.point().is_unfinished();
             let bodies = [&last.point().point().body, &made.signed.point.body];
             let segments = bodies.iter().flat_map(|b| b.segments.keys().copied()).collect();
             match self.join(session, last, &made).await {
-                Ok(()) => return Ok(Some(segments)),
+                Ok(()) => return Ok(Some((segments, !unfinished))),
+                // It alone is no point, and neither is what follows it.
+                Err(error) if unfinished && error.kind() == ErrorKind::NoSpace => return Err(error),
+                Err(error) if unfinished => return Err(self.drop_unfinished(&error.to_string()).await),
                 Err(error) => {
                     tracing::warn!(%error, machine = %self.name, "two points that wait were not made one: both are kept");
                 }
@@ -342,6 +372,19 @@ impl Owner {
         crash_point("coalesce.point-written");
         self.follow_queue();
         if self.is_alive() { Ok(()) } else { Err(lost()) }
+    }
+
+    /// Forgets the last point that waits, which is unfinished and cannot be completed. The machine is taken anew then, and its agent sends what
+    /// changed since the point before.
+    async fn drop_unfinished(&self, why: &str) -> Error {
+        if let Some(last) = self.waiting.last().filter(|last| last.is_unfinished()) {
+            let (machine, point) = (self.newest.machine.id(), last.point());
+            if let Err(error) = self.shared.spool.remove_point(machine, point.timeline(), point.seq()).await {
+                return error;
+            }
+        }
+        self.waiting.lose();
+        Error::new(ErrorKind::Unavailable, format!("the unfinished cycle was dropped ({why}); the agent begins again"))
     }
 
     /// The newest point is the last that waits, where that became another: also after a link was lost while it did.
@@ -433,13 +476,10 @@ async fn recover(shared: &Shared, machine: &Machine, newest: &Newest) -> Result<
     Ok(good)
 }
 
-/// Every segment of a spooled point is in the spool or in the store.
+/// Every segment of a spooled point is in the spool or in the store: the index knows both.
 fn missing_segment(shared: &Shared, point: &SignedPoint) -> Result<()> {
-    let indexed = |id: SegmentId| {
-        let index = shared.index.read().unwrap_or_else(PoisonError::into_inner);
-        index.segment_size(id).is_some()
-    };
-    landfall_vault::refers_only_to_stored(&point.point.body, |id| shared.spool.holds(id) || indexed(id))
+    let index = shared.index.read().unwrap_or_else(PoisonError::into_inner);
+    landfall_vault::refers_only_to_stored(&point.point.body, |id| index.segment_size(id).is_some())
 }
 
 /// Commits the points of one machine, in order.

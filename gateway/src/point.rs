@@ -1,8 +1,8 @@
 //! From what was captured to a recovery point: its tail, its pages, its record; and what saves work after it is committed.
 
 use landfall_model::{
-    ChunkRef, Consistency, Counters, CycleId, DiskMeta, DomainName, GatewayId, GroupMark, MachineName, PointMeta,
-    Result, Timestamp,
+    ChunkRef, Consistency, Counters, CycleId, DiskMeta, DomainName, GatewayId, GroupMark, MachineName, MachineShape,
+    PointMeta, Result, Timestamp,
 };
 use landfall_vault::{Body, Kind, MapView, Position, SignedPoint, checkpoint, crash_point, now, refers_only_to_stored};
 
@@ -22,6 +22,7 @@ pub(crate) struct Cut {
     pub(crate) disks: Vec<DiskMeta>,
     pub(crate) cycle: Option<CycleId>,
     pub(crate) group: Option<GroupMark>,
+    pub(crate) shape: Option<MachineShape>,
 }
 
 /// A point that waits for its commit.
@@ -64,7 +65,7 @@ pub(crate) async fn make(
         store_time: now(),
         consistency: cut.consistency,
         gateway: cut.gateway,
-        shape: None,
+        shape: cut.shape,
         disks: cut.disks,
         counters,
         pinned: false,

@@ -181,6 +181,7 @@ async fn cycle(
         disks: disks.iter().map(|d| d.meta.clone()).collect(),
         cycle: None,
         group: None,
+        shape: None,
     };
     let made = point::make(&session, &uploader, captured, position, cut, &newest.machine).await?;
     tenure.still_held().await?;

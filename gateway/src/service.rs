@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
-use landfall_vault::{DedupIndex, Heartbeat, Vault, crash_point, layout, now, segment};
+use landfall_vault::{DedupIndex, Heartbeat, Vault, crash_point, layout, now};
 use landfall_wire::pki::Authority;
 use landfall_wire::server::{Limits, Service, alive_while};
 use landfall_wire::{FromAgent, FromGateway, Incoming, Peer, Welcome, choose_version};
@@ -110,8 +110,8 @@ impl Gateway {
     pub async fn open(vault: Vault, state: State, options: &Options) -> Result<Self> {
         let lock = state.lock().await?;
         probe(&vault, &state).await?;
-        let spool = Arc::new(Spool::open(&state.spool_path(), options.spool_bytes, &vault)?);
         let index = Arc::new(RwLock::new(DedupIndex::open(&state.index_path())?));
+        let spool = Arc::new(Spool::open(&state.spool_path(), options.spool_bytes, &vault, &index)?);
         let heartbeat = Heartbeat::new(&vault, state.gateway_id()?);
         let renewal = Renewal::start(heartbeat.clone());
         let registry = Arc::new(Registry::open(state.agents_path())?);
@@ -284,11 +284,11 @@ impl Gateway {
             match message {
                 None => break,
                 Some(FromAgent::Ask(why)) => {
-                    self.want_all(&mut resync, owner.newest_time().is_some(), &why, to, machine).await?;
+                    self.want_all(&mut resync, owner.has_points(), &why, to, machine).await?;
                 }
                 Some(FromAgent::Begin(begin)) => {
                     skipping = false;
-                    let (time, full, has_points) = (begin.time, begin.parent.is_none(), owner.newest_time().is_some());
+                    let (time, full, has_points) = (begin.time, begin.parent.is_none(), owner.has_points());
                     let mark = member.mark(&begin);
                     resync.begins();
                     let in_flight = self.shared.flows.of(machine).begins(&begin);
@@ -309,7 +309,7 @@ impl Gateway {
                                 resync.done();
                             }
                             let (began, bytes) = in_flight.so_far();
-                            self.board.change(machine, |m| m.spooled(time, began, bytes, taken.joined));
+                            self.board.change(machine, |m| m.spooled(time, began, bytes, taken.became));
                             say(to, FromGateway::Spooled(taken.cycle)).await?;
                         }
                         Err(Refused::Resync(why)) => {
@@ -586,15 +586,9 @@ async fn upload_one(shared: &Shared, name: &str) -> Result<u64> {
     let Some(bytes) = shared.spool.read(name, &shared.vault).await? else { return Ok(0) };
     let size = bytes.len() as u64;
     shared.rate.take(size).await;
-    put_object(&shared.vault, name, bytes.clone()).await?;
+    put_object(&shared.vault, name, bytes).await?;
     if let Some(layout::Name::Segment(id)) = layout::parse(name) {
-        let mut index = shared.index.write().unwrap_or_else(PoisonError::into_inner);
-        if !index.segment_stored(id) {
-            // Of an earlier run.
-            let chunks = segment::open_whole(shared.vault.site(), shared.vault.config().vault_id, id, &bytes)?;
-            index.add_segment(&segment::Segment { id, bytes, chunks })?;
-            index.segment_stored(id);
-        }
+        shared.index.write().unwrap_or_else(PoisonError::into_inner).segment_stored(id);
     }
     crash_point("spool.object-stored");
     shared.spool.stored(name).await?;

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use landfall_model::{Error, ErrorKind, MachineId, Result, SegmentId, Seq, Timeline};
+use landfall_vault::segment::{self, Segment};
 use landfall_vault::{DedupIndex, Put, Store, Vault, layout};
 use tokio::sync::Notify;
 
@@ -124,18 +125,28 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Checks an object of an earlier run; the index is told of a segment: points of this run may refer to it, and be made one with those
+/// that do.
+fn take_up(name: &str, bytes: Vec<u8>, vault: &Vault, index: &RwLock<DedupIndex>) -> Result<()> {
+    let Some(layout::Name::Segment(id)) = layout::parse(name) else { return vault.check_object(name, &bytes) };
+    let chunks = segment::open_whole(vault.site(), vault.config().vault_id, id, &bytes)?;
+    let segment = Segment { id, bytes: bytes.into(), chunks };
+    index.write().unwrap_or_else(PoisonError::into_inner).add_segment(&segment)
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| Error::with_source(ErrorKind::Bug, "work on the spool ended early", e))?
 }
 
 impl Spool {
-    /// Opens or makes a spool. Segments that are not what their name says are deleted: the points that need them are no points then. With
-    /// a wrapped epoch key that is damaged, everything is: what it seals could never be opened, and that is not told from the rest.
+    /// Opens or makes a spool, and tells the index of the segments in it. Those that are not what their name says are deleted: the points
+    /// that need them are no points then. With a wrapped epoch key that is damaged, everything is: what it seals could never be opened, and
+    /// that is not told from the rest.
     ///
     /// # Errors
     /// `Usage`, `NoSpace`, `Unavailable` of the folder.
-    pub(crate) fn open(root: &Path, budget: u64, vault: &Vault) -> Result<Self> {
+    pub(crate) fn open(root: &Path, budget: u64, vault: &Vault, index: &RwLock<DedupIndex>) -> Result<Self> {
         let objects = root.join("objects");
         for folder in [&objects, &root.join("points")] {
             fs::create_dir_all(folder).map_err(|e| failed("make", folder, e))?;
@@ -148,14 +159,19 @@ impl Spool {
         for path in files(&objects)? {
             let name = path.strip_prefix(&objects).ok().and_then(Path::to_str).unwrap_or_default().to_owned();
             let bytes = fs::read(&path).map_err(|e| failed("read", &path, e))?;
-            let Err(error) = vault.check_object(&name, &bytes) else {
-                waiting.add(&name, bytes.len() as u64);
-                continue;
+            let size = bytes.len() as u64;
+            let error = match take_up(&name, bytes, vault, index) {
+                Ok(()) => {
+                    waiting.add(&name, size);
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::Corrupt => error,
+                Err(error) => return Err(error.context("the spool")),
             };
             if matches!(layout::parse(&name), Some(layout::Name::Epoch(..))) {
                 tracing::error!(%error, "a key in the spool is damaged: all that is spooled is deleted, and asked for again");
                 fs::remove_dir_all(root).map_err(|e| failed("delete", root, e))?;
-                return Self::open(root, budget, vault);
+                return Self::open(root, budget, vault, index);
             }
             tracing::warn!(%error, "an object in the spool is damaged: it is deleted");
             fs::remove_file(&path).map_err(|e| failed("delete", &path, e))?;
@@ -478,7 +494,8 @@ mod tests {
         let wrapped =
             || -> Bytes { sealer.wrapped_for(vault.site(), &recovery.recipient()).expect("a wrapped key").into() };
         let root = folder.path().join("spool");
-        let spool = Arc::new(Spool::open(&root, 1 << 20, &vault).expect("a spool"));
+        let index = RwLock::new(DedupIndex::open(&folder.path().join("index")).expect("an index"));
+        let spool = Arc::new(Spool::open(&root, 1 << 20, &vault, &index).expect("a spool"));
         let (first, second) = (wrapped(), wrapped());
         assert_ne!(first, second, "each wrap is its own");
         // The first try is on the disk, and nobody heard of it: its link was lost.
@@ -486,7 +503,7 @@ mod tests {
         spool.put(&name, second).await.expect("spooled");
         assert_eq!(spool.next().await, name);
         assert_eq!(spool.read(&name, &vault).await.expect("its bytes"), Some(first.clone()));
-        let again = Spool::open(&root, 1 << 20, &vault).expect("a spool");
+        let again = Spool::open(&root, 1 << 20, &vault, &index).expect("a spool");
         assert_eq!(again.read(&name, &vault).await.expect("its bytes"), Some(first), "after a crash too");
     }
 }

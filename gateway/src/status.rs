@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::figures::{Figures, Recent};
 use crate::groups::GroupConfig;
+use crate::owner::Became;
 use crate::reload::Configuration;
 use crate::rules::BytesPerSecond;
 use crate::state::replace;
@@ -61,6 +62,9 @@ pub struct MachineStatus {
     /// Each of them.
     #[serde(skip)]
     pub(crate) waiting: VecDeque<Spooled>,
+    /// When the cycles began that are no point yet, and what they brought.
+    #[serde(skip)]
+    pub(crate) unfinished: Option<(Timestamp, u64)>,
     /// What happened in the last 12 hours.
     #[serde(default)]
     pub window: Figures,
@@ -170,6 +174,7 @@ impl MachineStatus {
     /// Its spool was taken up: what the vault has, and what waits.
     pub(crate) fn taken_up(&mut self, committed: Option<Timestamp>, waiting: usize) {
         self.committed = committed;
+        self.unfinished = None;
         self.waiting = std::iter::repeat_n(Spooled { since: now(), cycle: None }, waiting).collect();
         self.count_waiting();
     }
@@ -192,14 +197,21 @@ impl MachineStatus {
         self.heard = Some(now());
     }
 
-    /// A cycle was taken: its cut, when it began by this host's clock, what it brought, and whether it became one with the last point that
-    /// waits.
-    pub(crate) fn spooled(&mut self, time: Timestamp, began: Timestamp, bytes: u64, joined: bool) {
-        self.cycles += 1;
+    /// A cycle was taken: its cut, when it began by this host's clock, what it brought, and what became of it. Those that are unfinished count
+    /// as parts of the one that completes them.
+    pub(crate) fn spooled(&mut self, time: Timestamp, mut began: Timestamp, mut bytes: u64, became: Became) {
         self.received_bytes += bytes;
+        if let Some((before, more)) = self.unfinished.take() {
+            (began, bytes) = (before, bytes + more);
+        }
+        if became == Became::Unfinished {
+            self.unfinished = Some((began, bytes));
+            return;
+        }
+        self.cycles += 1;
         self.spooled = self.spooled.max(Some(time));
         self.recent.taken(began, bytes, now());
-        match self.waiting.back_mut().filter(|_| joined) {
+        match self.waiting.back_mut().filter(|_| became == Became::Joined) {
             Some(last) => {
                 let before = last.cycle.map_or(0, |(_, bytes)| bytes);
                 last.cycle = Some((began, before + bytes));
@@ -440,9 +452,11 @@ mod tests {
         let mut machine = MachineStatus { linked: true, ..MachineStatus::default() };
         machine.taken_up(Some(at(1)), 0);
         assert_eq!(machine.committed, Some(at(1)), "what is spooled is not in the vault");
-        machine.spooled(at(2), now(), 1000, false);
-        machine.spooled(at(3), now(), 300, false);
-        machine.spooled(at(3), now(), 200, true);
+        machine.spooled(at(2), now(), 1000, Became::Point);
+        machine.spooled(at(3), now(), 100, Became::Unfinished);
+        assert_eq!((machine.waiting_points, machine.spooled), (1, Some(at(2))), "it is no point");
+        machine.spooled(at(3), now(), 200, Became::Point);
+        machine.spooled(at(3), now(), 200, Became::Joined);
         assert_eq!((machine.waiting_points, machine.waiting_bytes, machine.received_bytes), (2, 1500, 1500));
         let first = machine.waiting_since;
         assert!(first.is_some());

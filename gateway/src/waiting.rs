@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use landfall_model::{ChunkRef, Error, ErrorKind, PointMeta, Result, Timestamp};
+use landfall_model::{ChunkRef, Consistency, Error, ErrorKind, PointMeta, Result, Timestamp};
 use landfall_vault::{MapView, Point};
 use tokio::sync::watch;
 
@@ -47,6 +47,11 @@ impl Waiting {
 
     pub(crate) fn meta(&self) -> &PointMeta {
         self.point().meta()
+    }
+
+    /// Whether it is no point yet: it waits for the one after it, and becomes one with that.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        self.meta().consistency == Consistency::Unfinished
     }
 
     /// Its object, where that is in memory.
@@ -137,17 +142,25 @@ impl Queue {
         });
     }
 
-    /// Holds the first; waits for one that nobody holds. None where nothing will come.
+    /// How many wait that can be committed.
+    pub(crate) fn finished(&self) -> usize {
+        self.0.borrow().points.iter().filter(|p| !p.point.is_unfinished()).count()
+    }
+
+    /// Holds the first; waits for one that nobody holds, and that is finished. None where nothing will come.
     pub(crate) async fn hold_first(&self) -> Option<Arc<Waiting>> {
         let mut seen = self.0.subscribe();
         loop {
-            let ready = |s: &State| s.lost || s.points.front().map_or(s.closed, |p| !p.held);
+            let ready = |s: &State| {
+                s.lost || s.points.front().map_or(s.closed, |p| !p.held && (s.closed || !p.point.is_unfinished()))
+            };
             seen.wait_for(ready).await.ok()?;
             let mut first = None;
             let mut over = false;
             self.0.send_if_modified(|state| {
-                over = state.lost || (state.closed && state.points.is_empty());
-                if let Some(place) = state.points.front_mut().filter(|p| !p.held) {
+                let front = state.points.front_mut().filter(|p| !p.point.is_unfinished());
+                over = state.lost || (state.closed && front.is_none());
+                if let Some(place) = front.filter(|p| !p.held) {
                     place.held = true;
                     first = Some(place.point.clone());
                 }

@@ -91,11 +91,18 @@ impl BlockSet {
 
     /// The blocks as maximal runs of bytes, ascending; the last ends at the end of the disk at most.
     pub fn runs(&self) -> impl Iterator<Item = Extent> + '_ {
-        let mut from = 0;
+        self.runs_within(Extent::between(0, self.disk_size))
+    }
+
+    /// The runs as far as they lie within `within`.
+    pub fn runs_within(&self, within: Extent) -> impl Iterator<Item = Extent> + '_ {
+        let mut from = within.start / self.block_size;
+        let end = within.end().min(self.disk_size);
+        let end = if within.start < end { end } else { 0 };
         std::iter::from_fn(move || {
-            let first = self.next_from(from)?;
+            let first = self.next_from(from).filter(|first| first * self.block_size < end)?;
             from = self.next_where(first, |word| !word).unwrap_or(self.words.len() as u64 * WORD_BITS);
-            Some(Extent::between(first * self.block_size, (from * self.block_size).min(self.disk_size)))
+            Some(Extent::between((first * self.block_size).max(within.start), (from * self.block_size).min(end)))
         })
     }
 
@@ -152,6 +159,8 @@ mod tests {
             for (start, len) in probes {
                 let probe = Extent { start, len };
                 prop_assert_eq!(set.intersects(&probe), wanted.intersects(&probe));
+                let parts: Vec<Extent> = wanted.iter().filter_map(|run| run.intersection(&probe)).collect();
+                prop_assert_eq!(set.runs_within(probe).collect::<Vec<_>>(), parts);
             }
             let mut other = BlockSet::new(size, block + 1);
             other.union(&set);

@@ -8,6 +8,9 @@ use crate::{CycleId, DiskName, DomainName, GatewayId, GroupId, GroupName, Machin
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Consistency {
+    /// None yet: the disks were written while they were read. It stands for no moment, and is no point until what was written meanwhile is
+    /// added. No record of a vault says so, only one that waits in a gateway's spool.
+    Unfinished,
     /// As after a power cut.
     Crash,
     /// File systems were frozen.

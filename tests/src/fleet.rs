@@ -13,6 +13,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File, OpenOptions};
 use std::hash::Hasher;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -24,12 +25,15 @@ use serde_json::Value;
 
 use crate::disks;
 use crate::landfall::{Disk, Site, number};
+use crate::loops::Loop;
 use crate::service::AgentHost;
 
 /// The disks of each machine, and their sizes in bytes: one ends in the middle of a block.
 const DISKS: [(&str, usize); 3] = [("root", 3 << 20), ("data", (1 << 20) + 512), ("log", 700_000)];
 /// Bytes at the beginning of each disk that hold the number of the last write.
 const HEADER_BYTES: usize = 8;
+/// What a block device has a multiple of.
+const SECTOR: u64 = 512;
 /// Longest run that is written at once.
 const RUN_BYTES_MAX: u64 = 16 << 10;
 /// Between two writes.
@@ -68,6 +72,7 @@ pub struct Machine<'a> {
     mode: Arc<AtomicU8>,
     cuts: Arc<Mutex<Vec<Digests>>>,
     writer: Option<JoinHandle<()>>,
+    _loops: Vec<Loop>,
 }
 
 impl<'a> Machine<'a> {
@@ -76,20 +81,59 @@ impl<'a> Machine<'a> {
     /// # Panics
     /// If there is no room for its disks.
     pub fn new(site: &'a Site, name: &str, gateways: &[&str], seed: u64) -> Self {
+        let folder = site.disk("");
+        Self::in_folder(site, name, gateways, seed, &folder)
+    }
+
+    /// The same with its disks in a folder.
+    ///
+    /// # Panics
+    /// If there is no room for its disks.
+    pub fn in_folder(site: &'a Site, name: &str, gateways: &[&str], seed: u64, folder: &Path) -> Self {
+        let disk = |(disk, size): (&'static str, usize)| {
+            let path = folder.join(format!("{name}-{disk}"));
+            disks::zeroes(&path, size as u64);
+            (disk, path)
+        };
+        Self::of(site, name, gateways, seed, DISKS.map(disk).into(), Vec::new())
+    }
+
+    /// The same with block devices. `None` after saying that this host has none.
+    ///
+    /// # Panics
+    /// If there is no room for its disks; where `CI` is set and there are no block devices.
+    pub fn on_devices(site: &'a Site, name: &str, gateways: &[&str], seed: u64) -> Option<Self> {
+        let (mut disks, mut loops) = (Vec::new(), Vec::new());
+        for (disk, size) in DISKS {
+            let path = site.disk(&format!("{name}-{disk}"));
+            disks::zeroes(&path, size as u64 / SECTOR * SECTOR);
+            let device = Loop::of(&path)?;
+            disks.push((disk, device.device().to_owned()));
+            loops.push(device);
+        }
+        Some(Self::of(site, name, gateways, seed, disks, loops))
+    }
+
+    fn of(
+        site: &'a Site,
+        name: &str,
+        gateways: &[&str],
+        seed: u64,
+        disks: Vec<(&'static str, PathBuf)>,
+        loops: Vec<Loop>,
+    ) -> Self {
         let folder = site.folder().join(format!("writer-{name}"));
         fs::create_dir(&folder).expect("own folder");
         let command = folder.join("freeze.sh");
         fs::write(&command, FREEZE.replace("FOLDER", folder.to_str().expect("a plain name"))).expect("own folder");
         fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).expect("own file");
-        let disks: Vec<(&str, PathBuf)> =
-            DISKS.iter().map(|(disk, _)| (*disk, site.disk(&format!("{name}-{disk}")))).collect();
         let (mode, cuts) = (Arc::new(AtomicU8::new(WRITES)), Arc::default());
         let writer = Writer::new(folder, &disks, seed, &cuts);
         let named: Vec<Disk<'_>> = disks.iter().map(|(disk, path)| (*disk, path.as_path())).collect();
         let host = AgentHost::new(site, name, gateways, &named, &format!("freeze_command = \"{}\"", command.display()));
         let told = mode.clone();
         let writer = Some(std::thread::spawn(move || writer.run(&told)));
-        Self { site, name: name.to_owned(), host, disks, mode, cuts, writer }
+        Self { site, name: name.to_owned(), host, disks, mode, cuts, writer, _loops: loops }
     }
 
     /// Its name.
@@ -223,9 +267,11 @@ struct Writer {
 impl Writer {
     fn new(folder: PathBuf, disks: &[(&str, PathBuf)], seed: u64, cuts: &Arc<Mutex<Vec<Digests>>>) -> Self {
         let open = |(n, (_, path)): (usize, &(&str, PathBuf))| {
-            let bytes = disks::seeded_bytes(seed ^ (n as u64).rotate_left(32), DISKS[n].1);
-            fs::write(path, &bytes).expect("room for a disk");
-            (OpenOptions::new().write(true).open(path).expect("own file"), bytes)
+            let mut file = OpenOptions::new().write(true).open(path).expect("own file");
+            let size = file.seek(SeekFrom::End(0)).expect("a disk has a size");
+            let bytes = disks::seeded_bytes(seed ^ (n as u64).rotate_left(32), usize::try_from(size).expect("small"));
+            file.write_all_at(&bytes, 0).expect("room for a disk");
+            (file, bytes)
         };
         let disks = disks.iter().enumerate().map(open).collect();
         Self { folder, disks, random: seed, writes: 0, cuts: cuts.clone() }
@@ -239,6 +285,8 @@ impl Writer {
                 _ if now == ENDS => return,
                 Some(id) if answered.as_ref() != Some(&id) => {
                     self.log();
+                    // As a database does: what it has written is on the disk.
+                    self.disks.iter().for_each(|(file, _)| file.sync_data().expect("synced"));
                     self.answer(&id);
                     answered = Some(id);
                 }

@@ -11,6 +11,7 @@
 //! | [`fleet`] | machines whose disks are written to all the time, and a log of what they held at each cut |
 //! | [`disks`] | disk images with real file systems, made without root, and the judges: `e2fsck`, `xfs_repair`, `qemu-img` |
 //! | [`landfall`] | the binary, run in an environment of its own, and a [`landfall::Site`] to tell stories with |
+//! | [`loops`] | block devices, and file systems mounted from them |
 //! | [`netns`] | hosts with networks of their own, whose cables can be pulled |
 //! | [`simulation`] | the gateway with time, store and network out of a seed |
 //! | [`tools`] | finding programs; what to do when one is missing |
@@ -28,6 +29,7 @@ pub mod fleet;
 pub mod gcs;
 pub mod http;
 pub mod landfall;
+pub mod loops;
 pub mod netns;
 pub mod peers;
 pub mod proxy;

@@ -298,13 +298,10 @@ impl DedupIndex {
         Ok(())
     }
 
-    /// A segment is in the store; `false` where it was not added.
-    pub fn segment_stored(&mut self, id: SegmentId) -> bool {
-        let Some(number) = self.numbers.get(&SourceKey::Segment(id)).copied() else { return false };
-        if self.unlisted.contains(&number) {
-            self.stored.insert(number);
-        }
-        self.live.contains(&number)
+    /// A segment that was added is in the store.
+    pub fn segment_stored(&mut self, id: SegmentId) {
+        let number = self.numbers.get(&SourceKey::Segment(id)).filter(|n| self.unlisted.contains(n));
+        self.stored.extend(number);
     }
 
     /// Whether a segment is known to be in the store, and not only on its way there.

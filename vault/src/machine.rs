@@ -5,7 +5,7 @@
 //! The invariants that guard it are named functions ([`refers_only_to_stored`], [`follows`]).
 
 use bytes::Bytes;
-use landfall_model::{Digest, ErrorKind, MachineId, PointMeta, SegmentId, Seq, Timeline, Timestamp};
+use landfall_model::{Consistency, Digest, ErrorKind, MachineId, PointMeta, SegmentId, Seq, Timeline, Timestamp};
 
 use crate::body::Body;
 use crate::layout::{self, Name};
@@ -230,6 +230,9 @@ impl Machine {
             return Err(Error::corrupt(format!("{name}: it is another object, put in this place")));
         }
         let body = Body::decode(&record.body).map_err(|e| e.context(name))?;
+        if body.meta.consistency == Consistency::Unfinished {
+            return Err(Error::corrupt(format!("{name}: it is unfinished, and should never have left a spool")));
+        }
         Ok(Point { header: record.header, digest: record.digest, body })
     }
 
@@ -326,6 +329,9 @@ impl Machine {
     /// # Errors
     /// `Conflict` where another writer has committed this sequence number.
     pub async fn commit(&self, point: &Point, bytes: Bytes) -> Result<()> {
+        if point.meta().consistency == Consistency::Unfinished {
+            return Err(Error::new(ErrorKind::Bug, "what is unfinished was to be committed"));
+        }
         self.put(&layout::point(self.id, point.timeline(), point.seq()), bytes).await
     }
 

@@ -26,6 +26,7 @@
 //! Two more calls give a machine its certificate: `Enroll`, with a token, and `Renew`, with the certificate before. [`server::serve`] is
 //! the gateway's end, [`client`] the agent's. The flow control of HTTP/2 reaches from the gateway's reader to the agent's.
 
+mod begin;
 mod codec;
 mod cycle;
 mod link;
@@ -47,8 +48,9 @@ pub use message::{Begin, Data, DiskShape, End, FromAgent, FromGateway, Hello, We
 pub use status::kind_of_code;
 pub use tls::Peer;
 
-/// Versions of the protocol that this build speaks: the newest, and the one before where there is one.
-pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+/// Versions of the protocol that this build speaks: the newest, and the one before where there is one. Version 2 knows cycles that are
+/// [`landfall_model::Consistency::Unfinished`].
+pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
 /// Longest message, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most bytes of a disk in one message.
@@ -57,6 +59,8 @@ pub const DATA_BYTES_MAX: usize = 1024 * 1024;
 pub const DISK_BYTES_MAX: u64 = 1 << 48;
 /// Most disks of a machine.
 pub const DISKS_MAX: usize = 1024;
+/// Most network interfaces of a machine.
+pub const NICS_MAX: usize = 256;
 /// Longest text in a message, in bytes.
 pub const TEXT_BYTES_MAX: usize = 4096;
 /// Most messages that wait between a link and the task that feeds or reads it: few, so that flow control reaches that task.

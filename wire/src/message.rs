@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use landfall_model::{
-    Consistency, CycleId, Digest, DiskName, Error, Extent, GroupId, GroupName, MachineName, Result, Seq, Timeline,
-    Timestamp,
+    Consistency, CycleId, Digest, DiskName, Error, Extent, GroupId, GroupName, MachineName, MachineShape, Result, Seq,
+    Timeline, Timestamp,
 };
 use prost::Message;
 
+use crate::begin;
 use crate::raw::{self, AgentKind, AgentMessage, GatewayKind, GatewayMessage};
-use crate::{DATA_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, VERSIONS};
+use crate::{DATA_BYTES_MAX, DISKS_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, VERSIONS};
 
 /// The first message of a link.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -60,6 +61,8 @@ pub struct Begin {
     pub disks: Vec<DiskShape>,
     /// The group's cut that it is, where the gateway named the moment: [`FromGateway::Cut`].
     pub group: Option<GroupId>,
+    /// What is needed to make the machine again, where the agent can tell. Since version 2.
+    pub shape: Option<MachineShape>,
 }
 
 /// Bytes of a disk as they were at the cut.
@@ -152,29 +155,29 @@ pub enum FromGateway {
     Cancel(GroupId, String),
 }
 
-fn wrong(why: impl std::fmt::Display) -> Error {
+pub(crate) fn wrong(why: impl std::fmt::Display) -> Error {
     Error::corrupt(format!("the other side of the link sent what cannot be: {why}"))
 }
 
-fn text(what: &str, text: String) -> Result<String> {
+pub(crate) fn text(what: &str, text: String) -> Result<String> {
     if text.len() > TEXT_BYTES_MAX { Err(wrong(format_args!("{what} of {} bytes", text.len()))) } else { Ok(text) }
 }
 
-fn cycle_id(bytes: &[u8]) -> Result<CycleId> {
+pub(crate) fn cycle_id(bytes: &[u8]) -> Result<CycleId> {
     let bytes = bytes.try_into().map_err(|_| wrong(format_args!("a cycle id of {} bytes", bytes.len())))?;
     Ok(CycleId::from_bytes(bytes))
 }
 
-fn optional_cycle_id(bytes: &[u8]) -> Result<Option<CycleId>> {
+pub(crate) fn optional_cycle_id(bytes: &[u8]) -> Result<Option<CycleId>> {
     if bytes.is_empty() { Ok(None) } else { cycle_id(bytes).map(Some) }
 }
 
-fn group_id(bytes: &[u8]) -> Result<GroupId> {
+pub(crate) fn group_id(bytes: &[u8]) -> Result<GroupId> {
     let bytes = bytes.try_into().map_err(|_| wrong(format_args!("a group id of {} bytes", bytes.len())))?;
     Ok(GroupId::from_bytes(bytes))
 }
 
-fn group_bytes(id: GroupId) -> Bytes {
+pub(crate) fn group_bytes(id: GroupId) -> Bytes {
     Bytes::copy_from_slice(id.as_bytes())
 }
 
@@ -186,88 +189,12 @@ fn raw_reason(id: GroupId, reason: String) -> raw::GroupReason {
     raw::GroupReason { id: group_bytes(id), reason }
 }
 
-fn id_bytes(id: Option<CycleId>) -> Bytes {
+pub(crate) fn id_bytes(id: Option<CycleId>) -> Bytes {
     id.map(|id| Bytes::copy_from_slice(id.as_bytes())).unwrap_or_default()
 }
 
 fn disk_number(number: u32) -> Result<usize> {
     usize::try_from(number).ok().filter(|n| *n < DISKS_MAX).ok_or_else(|| wrong(format_args!("disk number {number}")))
-}
-
-fn disk_from(raw: raw::Disk) -> Result<DiskShape> {
-    let name: DiskName = raw.name.parse().map_err(wrong)?;
-    if raw.size == 0 {
-        return Err(wrong(format_args!("disk {name} without a byte")));
-    }
-    if raw.size > DISK_BYTES_MAX {
-        return Err(wrong(format_args!("disk {name} of {} bytes (at most {DISK_BYTES_MAX} are taken)", raw.size)));
-    }
-    if !raw.sector_size.is_power_of_two() || !(512..=65536).contains(&raw.sector_size) {
-        return Err(wrong(format_args!("disk {name} with sectors of {} bytes", raw.sector_size)));
-    }
-    Ok(DiskShape {
-        name,
-        size: raw.size,
-        sector_size: raw.sector_size,
-        boot: raw.boot,
-        excluded: raw.excluded,
-        whole: raw.whole,
-        source: text("the source of a disk", raw.source)?,
-        identity: text("the identity of a disk", raw.identity)?,
-    })
-}
-
-fn begin_from(raw: raw::Begin) -> Result<Begin> {
-    if raw.disks.is_empty() || raw.disks.len() > DISKS_MAX {
-        return Err(wrong(format_args!("a machine of {} disks", raw.disks.len())));
-    }
-    let disks = raw.disks.into_iter().map(disk_from).collect::<Result<Vec<_>>>()?;
-    let mut names = std::collections::BTreeSet::new();
-    if let Some(twice) = disks.iter().find(|d| !names.insert(&d.name)) {
-        return Err(wrong(format_args!("disk {} twice", twice.name)));
-    }
-    if raw.parent.is_empty() && disks.iter().any(|d| !d.excluded && !d.whole) {
-        return Err(wrong("a cycle without a parent that does not send its disks whole"));
-    }
-    let consistency = match raw.consistency {
-        0 => Consistency::Crash,
-        1 => Consistency::Filesystem,
-        2 => Consistency::Application,
-        other => return Err(wrong(format_args!("consistency {other}"))),
-    };
-    Ok(Begin {
-        cycle: cycle_id(&raw.cycle)?,
-        parent: optional_cycle_id(&raw.parent)?,
-        time: Timestamp::from_millis(raw.time_ms),
-        consistency,
-        disks,
-        group: if raw.group.is_empty() { None } else { Some(group_id(&raw.group)?) },
-    })
-}
-
-fn raw_begin(begin: Begin) -> raw::Begin {
-    let disk = |d: DiskShape| raw::Disk {
-        name: d.name.to_string(),
-        size: d.size,
-        sector_size: d.sector_size,
-        boot: d.boot,
-        excluded: d.excluded,
-        whole: d.whole,
-        source: d.source,
-        identity: d.identity,
-    };
-    raw::Begin {
-        cycle: id_bytes(Some(begin.cycle)),
-        parent: id_bytes(begin.parent),
-        time_ms: begin.time.millis(),
-        consistency: match begin.consistency {
-            Consistency::Crash => 0,
-            Consistency::Filesystem => 1,
-            Consistency::Application => 2,
-        },
-        disks: begin.disks.into_iter().map(disk).collect(),
-        group: begin.group.map(group_bytes).unwrap_or_default(),
-    }
 }
 
 fn raw_number(disk: usize) -> u32 {
@@ -289,7 +216,7 @@ impl FromAgent {
                 program: hello.program,
                 interval_ms: hello.interval_ms,
             }),
-            Self::Begin(begin) => AgentKind::Begin(raw_begin(begin)),
+            Self::Begin(begin) => AgentKind::Begin(begin::raw_begin(begin)),
             Self::Data(data) => {
                 AgentKind::Data(raw::Data { disk: raw_number(data.disk), start: data.start, bytes: data.bytes })
             }
@@ -327,7 +254,7 @@ impl FromAgent {
                 program: text("a program's name", raw.program)?,
                 interval_ms: raw.interval_ms,
             }),
-            AgentKind::Begin(raw) => Self::Begin(begin_from(raw)?),
+            AgentKind::Begin(raw) => Self::Begin(begin::begin_from(raw)?),
             AgentKind::Data(raw) => {
                 if raw.bytes.is_empty() || raw.bytes.len() > DATA_BYTES_MAX {
                     return Err(wrong(format_args!("an extent of {} bytes", raw.bytes.len())));

@@ -65,6 +65,32 @@ pub(crate) struct Begin {
     /// Empty: the cut is the machine's own.
     #[prost(bytes = "bytes", tag = "6")]
     pub(crate) group: Bytes,
+    #[prost(message, optional, tag = "7")]
+    pub(crate) shape: Option<Shape>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Shape {
+    #[prost(string, tag = "1")]
+    pub(crate) firmware: String,
+    #[prost(uint32, tag = "2")]
+    pub(crate) cpus: u32,
+    #[prost(uint64, tag = "3")]
+    pub(crate) memory_bytes: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub(crate) nics: Vec<Nic>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Nic {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(string, tag = "2")]
+    pub(crate) model: String,
+    #[prost(string, tag = "3")]
+    pub(crate) mac: String,
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) addresses: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

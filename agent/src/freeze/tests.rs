@@ -20,7 +20,8 @@ fn freeze(folder: &TempDir, mounts: &[&str], longest: Duration) -> Freeze {
         fs::create_dir_all(&path).expect("a folder");
         path
     });
-    Freeze { command: None, mounts: mounts.collect(), all_mounts: true, longest, program }
+    let mounts: Vec<PathBuf> = mounts.collect();
+    Freeze { command: None, named: mounts.len(), mounts, unnamed: Vec::new(), all_mounts: true, longest, program }
 }
 
 fn log(folder: &TempDir) -> String {
@@ -32,7 +33,7 @@ const ELSEWHERE: &str = "/dev/shm";
 const LONG: Duration = Duration::from_secs(60);
 
 fn hold(freeze: &Freeze) -> Result<Held> {
-    freeze.hold(tempfile::tempdir_in(ELSEWHERE).expect("a folder").path(), &|| false)
+    freeze.hold(tempfile::tempdir_in(ELSEWHERE).expect("a folder").path(), true, &|| false)
 }
 
 #[test]
@@ -108,7 +109,7 @@ fn a_command_that_does_not_return_is_ended_and_undone() {
 fn a_file_system_that_the_state_lies_on_is_not_frozen() {
     let folder = tempfile::tempdir().expect("a folder");
     let freeze = freeze(&folder, &["one"], LONG);
-    let error = freeze.hold(folder.path(), &|| false).err().expect("refused");
+    let error = freeze.hold(folder.path(), true, &|| false).err().expect("refused");
     assert!(error.to_string().contains("state directory"), "{error}");
     assert_eq!(log(&folder), "");
 }
@@ -132,13 +133,13 @@ fn what_a_killed_agent_froze_is_thawed_before_the_next_one_freezes() {
     fs::write(&slow, script).expect("a program");
     fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).expect("executable");
     freeze.program = slow;
-    let mut held = freeze.hold(state.path(), &|| false).expect("frozen");
+    let mut held = freeze.hold(state.path(), true, &|| false).expect("frozen");
     // What the kernel does with a process that is killed: its ends of the pipes are closed, and its files.
     let mut guard = held.guards.pop().expect("a guard");
     drop(guard.child.stdin.take());
     guard.released = true;
     drop(held);
-    let next = freeze.hold(state.path(), &|| false).expect("frozen");
+    let next = freeze.hold(state.path(), true, &|| false).expect("frozen");
     assert_eq!(log(&folder), "-f one\n-u one\n-f one\n");
     next.thaw().expect("nobody else thawed it");
     wait(&mut guard.child, LONG, &|| false).expect("it has ended");

@@ -230,7 +230,7 @@ async fn resync_is_answered_with_everything_at_once() {
 /// A link whose other end is the test.
 fn by_hand() -> (Link<mpsc::Receiver<FromGateway>>, mpsc::Receiver<FromAgent>, mpsc::Sender<FromGateway>) {
     let ((to, from_agent), (to_agent, from)) = (mpsc::channel(4), mpsc::channel(4));
-    (Link { to, from, held: None }, from_agent, to_agent)
+    (Link { to, from, held: None, version: 2 }, from_agent, to_agent)
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use landfall_model::num::to_usize;
-use landfall_model::{CycleId, DiskName, Result, Seq, Timeline};
+use landfall_model::{Consistency, CycleId, DiskName, Result, Seq, Timeline};
 use landfall_wire::{Begin, CycleCheck, FromAgent, FromGateway};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -59,6 +59,8 @@ struct Inner {
     cut: Option<oneshot::Sender<()>>,
     /// The next cycle is to be a full one.
     resync_next: bool,
+    /// The version of the protocol that it speaks; the newest where that is not said.
+    version: Option<u32>,
 }
 
 /// What a gateway knows; clones are the same one.
@@ -128,6 +130,16 @@ impl FakeGateway {
         let _ = cut.send(());
     }
 
+    /// It speaks this version of the protocol.
+    pub(super) fn speak(&self, version: u32) {
+        self.inner().version = Some(version);
+    }
+
+    /// What the cycles guarantee that it took, in order.
+    pub(super) fn consistencies(&self) -> Vec<Consistency> {
+        self.inner().taken.iter().map(|t| t.begin.consistency).collect()
+    }
+
     /// The next cycle is not taken unless it is a full one.
     pub(super) fn resync_next(&self) {
         self.inner().resync_next = true;
@@ -157,7 +169,7 @@ impl FakeGateway {
                 Ok(()) = is_cut => {}
             }
         });
-        (Link { to, from, held: None }, death, serving)
+        (Link { to, from, held: None, version: self.inner().version.unwrap_or(2) }, death, serving)
     }
 
     async fn serve(

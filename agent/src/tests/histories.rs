@@ -36,6 +36,17 @@ enum Step {
         disk: usize,
         exclude: bool,
     },
+    /// Within a later cycle.
+    WriteLater {
+        disk: usize,
+        at: usize,
+        len: usize,
+        looks: usize,
+    },
+    /// What is written to it is not known any more.
+    LoseSight {
+        disk: usize,
+    },
     Kill,
     LoseState,
     /// A copy of the state directory is put aside.
@@ -77,6 +88,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (disk(), size).prop_map(|(disk, size)| Step::Resize { disk, size }),
         1 => disk().prop_map(|disk| Step::Remove { disk }),
         1 => (disk(), any::<bool>()).prop_map(|(disk, exclude)| Step::Exclude { disk, exclude }),
+        2 => (disk(), 0..SIZE_MAX, 1..3 * BLOCK, 1usize..6)
+            .prop_map(|(disk, at, len, looks)| Step::WriteLater { disk, at, len, looks }),
+        1 => disk().prop_map(|disk| Step::LoseSight { disk }),
         1 => Just(Step::Kill),
         8 => (trouble(), 0usize..3).prop_map(|(trouble, commits)| Step::Cycle { trouble, commits }),
         2 => (0usize..4).prop_map(|back| Step::Takeover { back }),
@@ -141,6 +155,11 @@ impl World {
                 self.machine.exclude(name, exclude);
                 self.protect_one();
             }
+            Step::WriteLater { disk, at, len, looks } => {
+                let name = self.disk(disk);
+                self.machine.watches.write_later(looks, self.machine.path(name), at as u64, noise(looks as u64, len));
+            }
+            Step::LoseSight { disk } => self.machine.watches.lose(&self.machine.path(NAMES[disk])),
             Step::Kill => self.machine.kill(),
             Step::LoseState => self.lose_state(),
             Step::CopyState => {
@@ -171,10 +190,13 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
-    fn what_a_gateway_has_is_what_the_disks_held(steps in prop::collection::vec(step(), 4..40)) {
+    fn what_a_gateway_has_is_what_the_disks_held(watched: bool, steps in prop::collection::vec(step(), 4..40)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         runtime.expect("a runtime").block_on(async {
             let machine = Machine::new(&[("root", 10 * BLOCK), ("data", 3 * BLOCK + 1)]);
+            if watched {
+                machine.watches.work();
+            }
             let mut world = World { machine, gateway: FakeGateway::default() };
             for step in steps {
                 world.step(step).await;

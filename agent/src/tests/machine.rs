@@ -6,17 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use landfall_model::{CycleId, ErrorKind};
+use landfall_model::{CycleId, ErrorKind, Extent};
 use tempfile::TempDir;
 
 use super::gateway::{Disks, FakeGateway, Trouble};
+use super::watches::Watches;
 use crate::cancel::Cancel;
 use crate::config::AgentConfig;
 use crate::freeze::Freeze;
-use crate::image::DiskConfig;
+use crate::image::{DiskConfig, SourceChoice};
 use crate::orders::Orders;
 use crate::ship::{Event, Fault, Shared, Shipped, Shipper};
 use crate::state::StateDir;
+use crate::tracking::Tracking;
 
 pub(super) const BLOCK: usize = 64 * 1024;
 
@@ -25,6 +27,8 @@ pub(super) struct Machine {
     pub(super) disks: Vec<DiskConfig>,
     pub(super) freeze_command: Option<String>,
     pub(super) events: Arc<Mutex<Vec<Event>>>,
+    /// Watches its writes.
+    pub(super) watches: Watches,
     shipper: Option<Shipper>,
 }
 
@@ -53,7 +57,14 @@ impl Machine {
     pub(super) fn new(disks: &[(&str, usize)]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let events = Arc::default();
-        let mut machine = Self { folder, disks: Vec::new(), freeze_command: None, events, shipper: None };
+        let mut machine = Self {
+            folder,
+            disks: Vec::new(),
+            freeze_command: None,
+            events,
+            watches: Watches::default(),
+            shipper: None,
+        };
         disks.iter().for_each(|(name, size)| machine.add(name, *size));
         machine
     }
@@ -70,7 +81,13 @@ impl Machine {
         let file = fs::File::create(self.path(name)).expect("a disk");
         file.set_len(size as u64).expect("a size");
         let path = Some(self.path(name));
-        self.disks.push(DiskConfig { name: name.parse().expect("a name"), path, exclude: false, mounts: Vec::new() });
+        self.disks.push(DiskConfig {
+            name: name.parse().expect("a name"),
+            path,
+            exclude: false,
+            mounts: Vec::new(),
+            source: SourceChoice::Auto,
+        });
         self.shipper = None;
     }
 
@@ -90,12 +107,14 @@ impl Machine {
         let end = size.min(at + bytes.len());
         if at < end {
             file.write_all_at(&bytes[..end - at], at as u64).expect("written");
+            self.watches.written(&self.path(name), Extent::between(at as u64, end as u64));
         }
     }
 
     pub(super) fn resize(&self, name: &str, size: usize) {
         let file = fs::File::options().write(true).open(self.path(name)).expect("a disk");
         file.set_len(size as u64).expect("a size");
+        self.watches.lose(&self.path(name));
     }
 
     /// What is to be protected, as it is now.
@@ -143,6 +162,7 @@ impl Machine {
                 disks: self.disks.clone(),
                 freeze: Freeze::of(&self.config()),
                 cancel: Cancel::default(),
+                tracking: Tracking::new(&self.disks, self.watches.clone().begin()),
                 patient: true,
                 orders: Orders::default(),
                 events: Box::new(move |event| events.lock().expect("events").push(event)),

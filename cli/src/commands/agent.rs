@@ -3,8 +3,8 @@
 use std::io::BufRead;
 use std::path::PathBuf;
 
-use landfall_agent::{AgentConfig, Cancel, Status, run as run_agent, run_once};
-use landfall_model::{Error, ErrorKind, Result};
+use landfall_agent::{AgentConfig, Cancel, DiskCheck, Status, run as run_agent, run_once};
+use landfall_model::{Consistency, Error, ErrorKind, Result};
 use landfall_wire::client;
 use landfall_wire::pki::Token;
 use serde_json::json;
@@ -93,6 +93,53 @@ pub(crate) fn status(common: &Common, file: &AgentFile) -> Result<()> {
             status.error.as_ref().map_or("none", |e| e.text.as_str()),
         )
     })
+}
+
+/// Tries how the disks will be captured.
+pub(crate) fn check(common: &Common, file: &AgentFile) -> Result<()> {
+    let config = AgentConfig::read(&file.config)?;
+    let check = landfall_agent::check(&config);
+    let disk =
+        |d: &DiskCheck| json!({ "name": d.name, "source": d.source, "why": d.why, "cost": d.cost, "error": d.error });
+    let value = json!({
+        "machine": config.machine, "consistency": check.consistency, "frozen": check.frozen, "not_frozen": check.not_frozen,
+        "disks": check.disks.iter().map(disk).collect::<Vec<_>>(),
+    });
+    output::document(common.json, &value, || {
+        let mut rows = vec![["DISK", "SOURCE", "WHY", "COST"].map(str::to_owned).to_vec()];
+        rows.extend(check.disks.iter().map(|d| {
+            let why = d.error.as_ref().map_or_else(|| d.why.clone(), |error| format!("{}: {error}", d.why));
+            vec![d.name.to_string(), d.source.unwrap_or("none").to_owned(), why, d.cost.clone()]
+        }));
+        let list = |paths: &[PathBuf]| {
+            let paths: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
+            if paths.is_empty() { "none".to_owned() } else { paths.join(" ") }
+        };
+        format!(
+            "{}\nPoints guarantee  {}\nFrozen            {}\nCannot be frozen  {}\n",
+            output::table(&rows),
+            guarantee(check.consistency),
+            list(&check.frozen),
+            list(&check.not_frozen),
+        )
+    })?;
+    match check.disks.iter().find_map(|d| Some((d, d.error.as_ref()?))) {
+        Some((disk, error)) => {
+            let why = format!("disk {}: {}: {error}; correct {}", disk.name, disk.why, file.config.display());
+            Err(Error::new(ErrorKind::Usage, why))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What a consistency means to who restores a point.
+fn guarantee(consistency: Consistency) -> &'static str {
+    match consistency {
+        Consistency::Unfinished => "nothing",
+        Consistency::Crash => "crash: nothing is held still while the disks are read",
+        Consistency::Filesystem => "filesystem: the file systems are whole, and hold what was written before the cut",
+        Consistency::Application => "application: what the freeze command has done was done",
+    }
 }
 
 /// Reads a configuration.

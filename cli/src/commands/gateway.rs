@@ -25,6 +25,10 @@ fn site_key(config: &GatewayConfig) -> Result<SiteKey> {
         .map_err(|e| Error::from(e).context(format!("site key {}", config.site_key.display())))
 }
 
+/// Waits between attempts to start while the store does not answer.
+const START_RETRY: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(60)];
+
 /// What commands beside a running gateway share with it.
 fn beside(file: &GatewayFile) -> Result<(Registry, SiteKey)> {
     let config = GatewayConfig::read(&file.config)?;
@@ -36,15 +40,17 @@ fn beside(file: &GatewayFile) -> Result<(Registry, SiteKey)> {
 /// Serves until the first signal. Reads its configuration anew at SIGHUP.
 pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
     let config = GatewayConfig::read_whole(&file.config)?;
-    let store = Store::open_with(&config.vault, &config.store)?;
-    let vault = Vault::open_with_site_key(store, site_key(&config)?).await?;
-    let state = State::open(&config.state_dir, vault.config().vault_id)?;
     let options = Options {
         domain: config.domain.clone(),
         spool_bytes: config.spool_bytes,
         rules: config.rules.clone(),
         names: config.names.clone(),
         groups: config.groups.clone(),
+    };
+    let stopped = interrupt::first();
+    let gateway = tokio::select! {
+        opened = open_once_the_store_answers(&config, &options) => Arc::new(opened?),
+        () = stopped => return Ok(()),
     };
     let (listener, address) = listen(&config.listen, "listen", file).await?;
     let (metrics, metrics_at) = match &config.metrics {
@@ -54,7 +60,6 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
         }
         None => (None, None),
     };
-    let gateway = Arc::new(Gateway::open(vault, state, &options).await?);
     let limits = Limits::default().within_open_files(raise_open_files());
     let reloads = interrupt::at_hangup(|| gateway.reload(&config, GatewayConfig::read_whole(&file.config)))?;
     let served = gateway.clone().run(listener, metrics, &options, limits, interrupt::first());
@@ -66,6 +71,29 @@ pub(crate) async fn run(common: &Common, file: &GatewayFile) -> Result<()> {
         outcome = served => outcome,
         () = reloads => Ok(()),
     }
+}
+
+/// Opens the gateway. While its store does not answer it waits, and says so: after a power cut of a site everything starts at once.
+async fn open_once_the_store_answers(config: &GatewayConfig, options: &Options) -> Result<Gateway> {
+    let mut tries = 0;
+    loop {
+        match open(config, options).await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                let wait = START_RETRY[tries.min(START_RETRY.len() - 1)];
+                tries += 1;
+                tracing::error!(%error, wait_s = wait.as_secs(), "the store does not answer: no agent is served until it does");
+                tokio::time::sleep(wait).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn open(config: &GatewayConfig, options: &Options) -> Result<Gateway> {
+    let store = Store::open_with(&config.vault, &config.store)?;
+    let vault = Vault::open_with_site_key(store, site_key(config)?).await?;
+    let state = State::open(&config.state_dir, vault.config().vault_id)?;
+    Gateway::open(vault, state, options).await
 }
 
 async fn listen(at: &str, key: &str, file: &GatewayFile) -> Result<(TcpListener, String)> {

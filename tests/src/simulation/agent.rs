@@ -370,9 +370,15 @@ impl Agent {
             machine.clock_off = i64::try_from(machine.dice.below(7_200_000)).unwrap_or_default() - 3_600_000;
         }
         let cycle = CycleId::from_bytes(machine.dice.noise(16).try_into().expect("sixteen"));
-        let disks: Vec<Image> = machine.disks.iter().map(|(_, image)| image.clone()).collect();
-        let order = machine.cuts.len() as u64;
-        machine.cuts.insert(cycle, Cut { order, at: Instant::now(), disks: disks.clone() });
+        let mut disks: Vec<Image> = machine.disks.iter().map(|(_, image)| image.clone()).collect();
+        let unfinished = !self.quiet.load(Ordering::Relaxed) && machine.dice.permille(250);
+        if unfinished {
+            // What is read while it is written is no state that the machine ever had. It is no cut: a point of it breaks the law.
+            disks.iter_mut().for_each(|image| image.live(&mut machine.dice));
+        } else {
+            let order = machine.cuts.len() as u64;
+            machine.cuts.insert(cycle, Cut { order, at: Instant::now(), disks: disks.clone() });
+        }
         machine.cycles.0 += 1;
         machine.cycles.1 += u64::from(plan.is_none());
         let base = machine.state.kept.last().map(|k| k.disks.clone());
@@ -404,10 +410,11 @@ impl Agent {
         };
         let begin = Begin {
             group: None,
+            shape: None,
             cycle,
             parent: plan.map(|(parent, _)| parent),
             time: self.time(machine.clock_off),
-            consistency: Consistency::Crash,
+            consistency: if unfinished { Consistency::Unfinished } else { Consistency::Crash },
             disks: machine.disks.iter().map(shape).collect(),
         };
         let mut messages = vec![FromAgent::Begin(begin)];

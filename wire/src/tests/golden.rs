@@ -2,17 +2,20 @@
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use landfall_model::{Digest, Error, ErrorKind, Extent, GroupId, Seq, Timeline, Timestamp};
+use landfall_model::{
+    Consistency, Digest, Error, ErrorKind, Extent, GroupId, MachineShape, Nic, Seq, Timeline, Timestamp,
+};
 use prost::Message;
 
 use super::support::{begin, cycle_id, data, hello, refused};
 use crate::codec::Wire;
 use crate::raw::{
     AgentKind, AgentMessage, Certified, Enroll, GatewayKind, GatewayMessage, GroupCut, GroupReason, Prepare, Renew,
+    Shape,
 };
 use crate::{
-    Begin, DATA_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, End, FromAgent, FromGateway, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX,
-    Welcome, kind_of_code,
+    Begin, DATA_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, End, FromAgent, FromGateway, MESSAGE_BYTES_MAX, NICS_MAX,
+    TEXT_BYTES_MAX, Welcome, kind_of_code,
 };
 
 fn group_id() -> GroupId {
@@ -101,6 +104,35 @@ fn bytes(hex: &str) -> Bytes {
     HEXLOWER.decode(hex.as_bytes()).unwrap().into()
 }
 
+/// What version 2 has added.
+fn agent_messages_2() -> Vec<(FromAgent, &'static str)> {
+    let nic = Nic {
+        name: "eth0".to_owned(),
+        model: "virtio".to_owned(),
+        mac: "52:54:00:00:00:01".to_owned(),
+        addresses: vec!["10.0.0.2/24".to_owned()],
+    };
+    let shape = MachineShape { firmware: "uefi".to_owned(), cpus: 2, memory_bytes: 1 << 30, nics: vec![nic] };
+    vec![(
+        FromAgent::Begin(Begin { consistency: Consistency::Unfinished, shape: Some(shape), ..begin(4096) }),
+        concat!(
+            "12c3010a10010101010101010101010101010101011210090909090909090909090909090909091880f8b2e5bd682003",
+            "2a1a0a016110802018800420013203626c6b3a0873657269616c20312a1c0a016210802018800420013203626c6b3a08",
+            "73657269616c203140012a1a0a016310802018800428013203626c6b3a0873657269616c20313a3e0a04756566691002",
+            "188080808004222e0a0465746830120676697274696f1a1135323a35343a30303a30303a30303a3031220b31302e302e",
+            "302e322f3234",
+        ),
+    )]
+}
+
+#[test]
+fn messages_of_version_2() {
+    for (message, hex) in agent_messages_2() {
+        assert_eq!(HEXLOWER.encode(&message.clone().encode()), hex, "{message:?}");
+        assert_eq!(FromAgent::decode(bytes(hex)).unwrap(), message);
+    }
+}
+
 #[test]
 fn messages_of_version_1() {
     for (message, hex) in agent_messages() {
@@ -152,7 +184,10 @@ fn what_is_beyond_the_bounds_is_corrupt() {
     refused(raw(&|b| b.disks[0].name = "../x".to_owned()), ErrorKind::Corrupt, "name");
     refused(raw(&|b| b.disks[0].source = "x".repeat(TEXT_BYTES_MAX + 1)), ErrorKind::Corrupt, "source");
     refused(raw(&|b| b.parent = Bytes::new()), ErrorKind::Corrupt, "whole");
-    refused(raw(&|b| b.consistency = 3), ErrorKind::Corrupt, "consistency");
+    refused(raw(&|b| b.consistency = 4), ErrorKind::Corrupt, "consistency");
+    let nics = |count| Some(Shape { nics: vec![crate::raw::Nic::default(); count], ..Shape::default() });
+    raw(&|b| b.shape = nics(NICS_MAX)).unwrap();
+    refused(raw(&|b| b.shape = nics(NICS_MAX + 1)), ErrorKind::Corrupt, "257 network interfaces");
     refused(raw(&|b| b.cycle = Bytes::new()), ErrorKind::Corrupt, "cycle id");
     refused(raw(&|b| b.parent = Bytes::from_static(&[1])), ErrorKind::Corrupt, "cycle id");
     let data = |disk, len| agent(AgentKind::Data(crate::raw::Data { disk, start: 0, bytes: vec![0; len].into() }));

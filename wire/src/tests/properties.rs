@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use landfall_model::{Consistency, CycleId, Digest, Extent, GroupId, Seq, Timeline, Timestamp};
+use landfall_model::{Consistency, CycleId, Digest, Extent, GroupId, MachineShape, Nic, Seq, Timeline, Timestamp};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -42,19 +42,38 @@ fn disk() -> impl Strategy<Value = DiskShape> {
 }
 
 fn consistency() -> impl Strategy<Value = Consistency> {
-    prop_oneof![Just(Consistency::Crash), Just(Consistency::Filesystem), Just(Consistency::Application)]
+    prop_oneof![
+        Just(Consistency::Crash),
+        Just(Consistency::Filesystem),
+        Just(Consistency::Application),
+        Just(Consistency::Unfinished)
+    ]
+}
+
+fn shape() -> impl Strategy<Value = MachineShape> {
+    let nic = (text(), text(), text(), vec(text(), 0..3)).prop_map(|(name, model, mac, addresses)| Nic {
+        name,
+        model,
+        mac,
+        addresses,
+    });
+    (text(), any::<(u32, u64)>(), vec(nic, 0..3)).prop_map(|(firmware, (cpus, memory_bytes), nics)| MachineShape {
+        firmware,
+        cpus,
+        memory_bytes,
+        nics,
+    })
 }
 
 fn begin() -> impl Strategy<Value = Begin> {
     let time = -62_135_596_800_000_i64..=253_402_300_799_999;
-    (cycle(), option::of(cycle()), time, consistency(), vec(disk(), 1..6), option::of(group())).prop_map(
-        |(cycle, parent, time, consistency, mut disks, group)| {
+    (cycle(), option::of(cycle()), time, consistency(), vec(disk(), 1..6), option::of(group()), option::of(shape()))
+        .prop_map(|(cycle, parent, time, consistency, mut disks, group, shape)| {
             disks.sort_by(|a, b| a.name.cmp(&b.name));
             disks.dedup_by(|a, b| a.name == b.name);
             disks.iter_mut().for_each(|d| d.whole |= parent.is_none());
-            Begin { cycle, parent, time: Timestamp::from_millis(time), consistency, disks, group }
-        },
-    )
+            Begin { cycle, parent, time: Timestamp::from_millis(time), consistency, disks, group, shape }
+        })
 }
 
 fn from_agent() -> impl Strategy<Value = FromAgent> {
@@ -166,9 +185,15 @@ proptest! {
 
 #[test]
 fn the_newest_common_version_is_chosen() {
-    for (agent, chosen) in
-        [((1, 1), Some(1)), ((1, 9), Some(1)), ((0, 1), Some(1)), ((2, 9), None), ((0, 0), None), ((5, 1), None)]
-    {
+    for (agent, chosen) in [
+        ((1, 1), Some(1)),
+        ((1, 9), Some(2)),
+        ((0, 1), Some(1)),
+        ((2, 9), Some(2)),
+        ((3, 9), None),
+        ((0, 0), None),
+        ((5, 1), None),
+    ] {
         assert_eq!(choose_version(agent), chosen, "{agent:?}");
     }
 }

@@ -212,6 +212,7 @@ pub(super) fn begin(size: u64) -> Begin {
         consistency: Consistency::Filesystem,
         disks: vec![disk("a", false), disk("b", false), disk("c", true)],
         group: None,
+        shape: None,
     }
 }
 

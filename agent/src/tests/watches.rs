@@ -1,0 +1,114 @@
+//! Watches of files: told of each write by who makes it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use landfall_model::{BlockSet, Error, ErrorKind, Extent, Result};
+
+use crate::tracking::{Begin, Watch, Written};
+
+/// Bytes of a mark.
+const MARK_BYTES: u64 = 4096;
+
+#[derive(Default)]
+struct Inner {
+    /// Whether anything can be watched.
+    works: bool,
+    /// What was written to the files that are watched; none: it is not known any more.
+    written: BTreeMap<PathBuf, Option<Vec<Extent>>>,
+    /// Writes that are made when somebody looks: at so many looks from now.
+    later: Vec<(usize, PathBuf, u64, Vec<u8>)>,
+}
+
+/// All watches of a machine; clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Watches(Arc<Mutex<Inner>>);
+
+struct FileWatch {
+    watches: Watches,
+    path: PathBuf,
+}
+
+impl Watches {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Files can be watched from now on.
+    pub(super) fn work(&self) {
+        self.inner().works = true;
+    }
+
+    pub(super) fn begin(self) -> Begin {
+        Box::new(move |path: &Path| -> Result<Box<dyn Watch>> {
+            let mut inner = self.inner();
+            if !inner.works {
+                return Err(Error::new(ErrorKind::Unsupported, "nothing can be watched here"));
+            }
+            inner.written.insert(path.to_owned(), Some(Vec::new()));
+            Ok(Box::new(FileWatch { watches: self.clone(), path: path.to_owned() }))
+        })
+    }
+
+    /// A range of a file was written.
+    pub(super) fn written(&self, path: &Path, extent: Extent) {
+        if let Some(Some(written)) = self.inner().written.get_mut(path) {
+            written.push(extent);
+        }
+    }
+
+    /// What was written to a file is not known any more.
+    pub(super) fn lose(&self, path: &Path) {
+        if let Some(written) = self.inner().written.get_mut(path) {
+            *written = None;
+        }
+    }
+
+    /// The file is written when it is looked at for the `looks`-th time from now.
+    pub(super) fn write_later(&self, looks: usize, path: PathBuf, at: u64, bytes: Vec<u8>) {
+        self.inner().later.push((looks, path, at, bytes));
+    }
+
+    /// Writes that were to be made and were not.
+    pub(super) fn left(&self) -> usize {
+        self.inner().later.len()
+    }
+}
+
+impl Watch for FileWatch {
+    fn take(&mut self) -> Written {
+        let mut inner = self.watches.inner();
+        let inner = &mut *inner;
+        let later = std::mem::take(&mut inner.later);
+        for (looks, path, at, bytes) in later {
+            if path != self.path || looks > 1 {
+                inner.later.push((looks - usize::from(path == self.path), path, at, bytes));
+                continue;
+            }
+            let Ok(file) = fs::File::options().write(true).open(&path) else { continue };
+            let size = file.metadata().expect("a size").len();
+            if at + bytes.len() as u64 <= size {
+                file.write_all_at(&bytes, at).expect("written");
+                if let Some(Some(written)) = inner.written.get_mut(&path) {
+                    written.push(Extent { start: at, len: bytes.len() as u64 });
+                }
+            }
+        }
+        let size = fs::metadata(&self.path).map_or(0, |m| m.len());
+        match inner.written.get_mut(&self.path) {
+            Some(Some(written)) => {
+                let mut set = BlockSet::new(size, MARK_BYTES);
+                written.drain(..).for_each(|extent| set.insert(extent));
+                Written::Blocks(set)
+            }
+            _ => Written::Lost("as the test wants it".to_owned()),
+        }
+    }
+
+    fn source(&self) -> &'static str {
+        "told"
+    }
+}

@@ -1,0 +1,231 @@
+//! What was written to each disk since the newest kept cycle: as far as something watches the disk.
+//!
+//! ```text
+//!   watch --marks--> dirty --take--> taken: what the cycle in flight reads
+//!                      ^                |
+//!                      '-- not spooled -'   spooled: forgotten
+//! ```
+//! A disk that nothing watches is dirty all over, and each cycle compares it from end to end. So is one whose watch has lost something, or was
+//! begun a moment ago.
+//!
+//! # Consistency
+//! Dirty and taken together name every block that may differ from the fingerprints: marks are taken before the blocks are read, and leave
+//! only when the cycle that has read them is known to be spooled. More may be named, never less.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use landfall_model::{BlockSet, DiskName, Result};
+
+use crate::check::IMAGE;
+use crate::image::DiskConfig;
+
+/// After a watch could not be begun, it is tried again after so long.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Tells which blocks of a disk are written.
+pub(crate) trait Watch: Send {
+    /// What was written, and is on the disk, since the call before; what is still on its way there is told by a later call.
+    fn take(&mut self) -> Written;
+
+    /// The source that the points name.
+    fn source(&self) -> &'static str;
+
+    /// Where the watch makes a copy of the disk whenever it is asked: what it tells is of that copy, and the copy is what is to be read.
+    fn copy(&self) -> Option<&Path> {
+        None
+    }
+}
+
+/// What was written to a disk.
+#[derive(Clone, Debug)]
+pub(crate) enum Written {
+    /// In these blocks at most.
+    Blocks(BlockSet),
+    /// Perhaps anywhere: why that is not known. The watch is of no use any more.
+    Lost(String),
+}
+
+/// Begins to watch a disk.
+pub(crate) type Begin = Box<dyn Fn(&Path) -> Result<Box<dyn Watch>> + Send>;
+
+/// The blocks of a disk that may differ from what is known of it.
+#[derive(Clone, Debug)]
+pub(crate) enum Dirty {
+    /// All.
+    All,
+    /// These at most.
+    Blocks(BlockSet),
+    /// None.
+    Nothing,
+}
+
+impl Dirty {
+    fn add(&mut self, more: Self) {
+        *self = match (std::mem::replace(self, Self::Nothing), more) {
+            (Self::All, _) | (_, Self::All) => Self::All,
+            (Self::Nothing, other) | (other, Self::Nothing) => other,
+            (Self::Blocks(mut set), Self::Blocks(more)) => {
+                // A disk that has another size now is looked at whole.
+                if set.disk_size() != more.disk_size() {
+                    Self::All
+                } else {
+                    set.union(&more);
+                    Self::Blocks(set)
+                }
+            }
+        };
+    }
+
+    /// Bytes in them; none where that is all of the disk.
+    pub(crate) fn bytes(&self) -> Option<u64> {
+        match self {
+            Self::All => None,
+            Self::Blocks(set) => Some(set.len()),
+            Self::Nothing => Some(0),
+        }
+    }
+}
+
+struct Disk {
+    name: DiskName,
+    path: PathBuf,
+    watch: std::result::Result<Box<dyn Watch>, String>,
+    /// When a watch may be tried to begin.
+    retry: Instant,
+    dirty: Dirty,
+    taken: Dirty,
+}
+
+impl Disk {
+    fn copy(&self) -> Option<&Path> {
+        self.watch.as_ref().ok()?.copy()
+    }
+
+    /// Has a watch where one can be had, and adds what it saw. Copies are made of the disk as it is `cut` only.
+    fn gather(&mut self, begin: &Begin, cut: bool) {
+        if self.watch.is_err() && Instant::now() >= self.retry {
+            self.retry = Instant::now() + RETRY;
+            let before = std::mem::replace(&mut self.watch, begin(&self.path).map_err(|e| e.to_string()));
+            match &self.watch {
+                Ok(_) => {
+                    tracing::info!(disk = %self.name, "its writes are watched from now on; this cycle compares it whole")
+                }
+                Err(why) if before.as_ref().err() != Some(why) => {
+                    tracing::warn!(disk = %self.name, why, "its writes are not watched: each cycle compares it whole");
+                }
+                Err(_) => {}
+            }
+            self.dirty = Dirty::All;
+        }
+        let Ok(watch) = &mut self.watch else { return };
+        if watch.copy().is_some() && !cut {
+            return;
+        }
+        match watch.take() {
+            Written::Blocks(set) => self.dirty.add(Dirty::Blocks(set)),
+            Written::Lost(why) => {
+                tracing::warn!(disk = %self.name, why, "what was written to it is not known: this cycle compares it whole");
+                (self.watch, self.retry, self.dirty) = (Err(why), Instant::now(), Dirty::All);
+                // What is written from here on is seen, so that the next cycle need not compare.
+                self.watch = begin(&self.path).map_err(|e| e.to_string());
+            }
+        }
+    }
+}
+
+/// What a cycle reads of a disk.
+pub(crate) struct Taken {
+    pub(crate) name: DiskName,
+    pub(crate) dirty: Dirty,
+    /// What is read in place of the disk, and need not be held still.
+    pub(crate) copy: Option<PathBuf>,
+    /// The source that captures it.
+    pub(crate) source: &'static str,
+}
+
+/// All disks of a machine.
+struct Inner {
+    disks: Vec<Disk>,
+    begin: Begin,
+}
+
+/// What was written to the disks of a machine, as the loop of the agent and the thread that reads them share it.
+#[derive(Clone)]
+pub(crate) struct Tracking(Arc<Mutex<Inner>>);
+
+impl Tracking {
+    /// Of the disks that are to be watched.
+    pub(crate) fn new<'a>(disks: impl IntoIterator<Item = &'a DiskConfig>, begin: Begin) -> Self {
+        let disk = |disk: &DiskConfig| {
+            Some(Disk {
+                name: disk.name.clone(),
+                path: disk.path.clone()?,
+                watch: Err(String::new()),
+                retry: Instant::now(),
+                dirty: Dirty::All,
+                taken: Dirty::Nothing,
+            })
+        };
+        Self(Arc::new(Mutex::new(Inner { disks: disks.into_iter().filter_map(disk).collect(), begin })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what was written by now. Blocks.
+    ///
+    /// Returns how many bytes of these disks are to be read; none where a disk is to be read whole. A disk that is not known here is not
+    /// watched.
+    pub(crate) fn gather<'a>(&self, disks: impl IntoIterator<Item = &'a DiskName>) -> Option<u64> {
+        let Inner { disks: known, begin } = &mut *self.lock();
+        known.iter_mut().for_each(|disk| disk.gather(begin, false));
+        let left = |name: &DiskName| {
+            let disk = known.iter().find(|d| d.name == *name)?;
+            // A copy is read while everything goes on.
+            if disk.copy().is_some() { Some(0) } else { disk.dirty.bytes() }
+        };
+        disks.into_iter().map(left).sum()
+    }
+
+    /// Whether writes to all these disks are watched.
+    pub(crate) fn watches<'a>(&self, disks: impl IntoIterator<Item = &'a DiskName>) -> bool {
+        let inner = self.lock();
+        disks.into_iter().all(|name| inner.disks.iter().any(|d| d.name == *name && d.watch.is_ok()))
+    }
+
+    /// The disks whose writes are watched.
+    pub(crate) fn watched(&self) -> Vec<PathBuf> {
+        self.lock().disks.iter().filter(|d| d.watch.is_ok()).map(|d| d.path.clone()).collect()
+    }
+
+    /// A cycle begins: what it must read of each disk that is known here. `cut`: everything is held still. Blocks.
+    pub(crate) fn take(&self, cut: bool) -> Vec<Taken> {
+        let Inner { disks, begin } = &mut *self.lock();
+        let take = |disk: &mut Disk| {
+            disk.gather(begin, cut);
+            let copy = disk.copy().map(Path::to_owned);
+            if copy.is_none() || cut {
+                disk.taken.add(std::mem::replace(&mut disk.dirty, Dirty::Nothing));
+            }
+            let source = disk.watch.as_ref().map_or(IMAGE, |watch| watch.source());
+            Taken { name: disk.name.clone(), dirty: disk.taken.clone(), copy: copy.filter(|_| cut), source }
+        };
+        disks.iter_mut().map(take).collect()
+    }
+
+    /// The cycle is over; whether it is known to be spooled.
+    pub(crate) fn settle(&self, spooled: bool) {
+        for disk in &mut self.lock().disks {
+            let taken = std::mem::replace(&mut disk.taken, Dirty::Nothing);
+            if !spooled {
+                disk.dirty.add(taken);
+            }
+            if disk.watch.is_err() {
+                disk.dirty = Dirty::All;
+            }
+        }
+    }
+}
