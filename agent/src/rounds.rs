@@ -67,8 +67,8 @@ impl Shipper {
         }
         // The others of a group wait: its rounds were before.
         let rounds = link.version >= SINCE_VERSION && group.is_none();
-        let full = matches!(plan, Plan::Full { .. });
-        if full {
+        // What is copied at the cut is read once, after it.
+        if matches!(plan, Plan::Full { .. }) && !self.tracking.copies(&self.protected()) {
             left = None;
         }
         let mut before = None;

@@ -196,6 +196,12 @@ impl Tracking {
         disks.into_iter().all(|name| inner.disks.iter().any(|d| d.name == *name && d.watch.is_ok()))
     }
 
+    /// Whether all these disks are copied at the cut.
+    pub(crate) fn copies<'a>(&self, disks: impl IntoIterator<Item = &'a DiskName>) -> bool {
+        let inner = self.lock();
+        disks.into_iter().all(|name| inner.disks.iter().any(|d| d.name == *name && d.copy().is_some()))
+    }
+
     /// The disks whose writes are watched.
     pub(crate) fn watched(&self) -> Vec<PathBuf> {
         self.lock().disks.iter().filter(|d| d.watch.is_ok()).map(|d| d.path.clone()).collect()

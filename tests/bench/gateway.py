@@ -185,9 +185,15 @@ def main():
             shutil.rmtree(site.dir)
     print(text)
     if a.report:
-        report = Path(a.report)
-        head, mark, _ = report.read_text().partition("<!-- gateway -->")
-        report.write_text(f"{head.rstrip()}\n\n{mark or '<!-- gateway -->'}\n\n{text}")
+        put(Path(a.report), "<!-- gateway -->", text)
 
 
-main()
+def put(report, mark, text):
+    """Puts text behind a mark of the report, in place of what stood there up to the next mark or heading."""
+    head, _, rest = report.read_text().partition(mark)
+    ends = [at for at in (rest.find("\n<!-- "), rest.find("\n## ")) if at >= 0]
+    report.write_text(f"{head.rstrip()}\n\n{mark}\n\n{text}{rest[min(ends):] if ends else ''}")
+
+
+if __name__ == "__main__":
+    main()
