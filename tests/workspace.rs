@@ -15,9 +15,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("landfall-model", &[]),
     ("landfall-keys", &["landfall-model"]),
     ("landfall-disk", &["landfall-model"]),
+    ("landfall-track", &["landfall-model"]),
     ("landfall-settings", &["landfall-model"]),
     ("landfall-wire", &["landfall-model"]),
-    ("landfall-agent", &["landfall-model", "landfall-disk", "landfall-settings", "landfall-wire"]),
+    ("landfall-agent", &["landfall-model", "landfall-disk", "landfall-settings", "landfall-track", "landfall-wire"]),
     ("landfall-vault", &["landfall-model", "landfall-keys"]),
     (
         "landfall-gateway",
@@ -31,6 +32,9 @@ const TOP: [&str; 2] = ["landfall-cli", "landfall-tests"];
 /// Dependencies that only some crates of the workspace may name.
 const RESERVED: &[(&str, &[&str])] =
     &[("aes-gcm", &["landfall-keys"]), ("object_store", &["landfall-vault", "landfall-tests"])];
+
+/// Crates that allow `unsafe` code in one module: their tables of lints are the workspace's but for that.
+const UNSAFE: [&str; 1] = ["landfall-track"];
 
 const LICENCES: &[&str] = &[
     "0BSD",
@@ -226,12 +230,23 @@ fn every_test_that_the_specification_names_exists() {
 #[test]
 fn members_share_version_edition_and_lints() {
     let workspace = Workspace::read();
+    let root = fs::read_to_string(repository().join("Cargo.toml")).expect("the workspace's manifest");
+    let tables = root.split("\n[").filter(|table| table.starts_with("workspace.lints."));
+    let lints: Vec<&str> = tables.flat_map(str::lines).filter(|line| line.contains(" = ")).collect();
+    assert!(lints.len() > 10, "lints of the workspace: {lints:?}");
     for (name, package) in &workspace.members {
         let manifest = fs::read_to_string(text_of(package, "manifest_path")).expect("a manifest");
         for wanted in ["version.workspace = true", "edition.workspace = true", "license.workspace = true"] {
             assert!(manifest.contains(wanted), "{name} does not say '{wanted}'");
         }
-        assert!(manifest.contains("[lints]\nworkspace = true"), "{name} has lints of its own");
+        let own_lints = UNSAFE.contains(&name.as_str());
+        assert_eq!(manifest.contains("[lints]\nworkspace = true"), !own_lints, "{name} has lints of its own, or none");
+        if own_lints {
+            assert!(manifest.contains("unsafe_code = \"deny\""), "{name} allows unsafe code everywhere");
+            for lint in lints.iter().filter(|lint| !lint.starts_with("unsafe_code")) {
+                assert!(manifest.contains(lint), "{name} does not say '{lint}'");
+            }
+        }
         assert!(!manifest.contains("\nversion = "), "{name} has a version of its own");
     }
 }
