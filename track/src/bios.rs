@@ -5,7 +5,7 @@
 //! queued:    noted[bio] = range            completed:    mark(noted[bio]), then forget it
 //! ```
 //! **What is noted counts as written at every take.** So nothing is lost where a completion goes by unseen, and kernels have such: of a
-//! bio in a chain (before 5.12), and where a driver passes on the bio itself and the one beneath completes it as part of a request. Such a
+//! bio in a chain (older ones, 5.10 among them), and where a driver passes on the bio itself and the one beneath completes it as part of a request. Such a
 //! note stands until a bio is queued under the same address: the kernel tells of the queueing of a bio once in its life, so the earlier
 //! one has ended, and its range is marked then.
 //!

@@ -167,7 +167,9 @@ impl Device {
         const READ: usize = 2;
         const WRITTEN: usize = 6;
         const DISCARDED: usize = 13;
-        if text(&self.folder.join("queue/iostats")).ok()? == "0" {
+        let setting = |name: &str| text(&self.folder.join("queue").join(name)).ok();
+        // With the second, commands past the block layer are counted too, which programs do not.
+        if setting("iostats")? == "0" || setting("iostats_passthrough").is_some_and(|value| value != "0") {
             return None;
         }
         let counts = text(&self.folder.join("stat")).ok()?;

@@ -6,7 +6,8 @@
 //! kernel's sum, then program's sum:      program - kernel >= what it was when the watch began
 //! ```
 //! A completion that passes the program by makes the difference smaller, for good. What is between the two sums just then makes it larger,
-//! for a moment; of several readings the smallest counts. So a loss may stay unseen while a disk is busy, and not when it is quiet.
+//! for a moment; of several readings the smallest counts. So a loss may stay unseen while a disk is busy, and not when it is quiet. Where an
+//! operator turns the statistics off (`queue/iostats`), there is no such check.
 
 use crate::device::Device;
 

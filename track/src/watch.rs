@@ -317,7 +317,7 @@ impl Watch {
         (blocks, everything)
     }
 
-    fn passed_by(&mut self) -> bool {
+    pub(crate) fn passed_by(&mut self) -> bool {
         let words = self.shared.words();
         let sum = || words[Head::Sectors.word()].load(Ordering::SeqCst);
         self.tally.as_mut().is_some_and(|tally| tally.passed_by(&self.device, sum))

@@ -6,8 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::rig::{
-    BLOCK, Loop, Mounted, Partition, Shadow, Zram, attach, patient, ready, run, whole, with_devices, write_direct,
+    BLOCK, Loop, Mounted, Partition, Shadow, Zram, attach, missed, patient, ready, run, whole, with_devices,
+    write_direct,
 };
+use landfall_model::Extent;
+
 use crate::marking::Marks as How;
 use crate::watch::{Kind, Marks, Options, Watch};
 
@@ -180,6 +183,43 @@ fn a_frozen_ext4_is_copied_as_it_is() {
 #[test]
 fn a_frozen_xfs_is_copied_as_it_is() {
     file_system("xfs", "-f");
+}
+
+/// The disk beneath the temporary folder, whatever it is: where the file system says that a file lies, there are marks.
+#[test]
+fn a_file_that_is_written_is_marked_on_the_disk_of_this_host() {
+    with_devices(&["findmnt", "filefrag"], || {
+        let folder = tempfile::TempDir::new().unwrap();
+        let source = run(&format!("findmnt -n -o SOURCE -T {}", folder.path().display()));
+        // Where reading it is forbidden there is no canary.
+        let options = Options { kind: Some(Kind::Requests), unproven: true, ..Options::default() };
+        let mut watch = match attach(Path::new(&source), options) {
+            Ok(watch) => watch,
+            // A memory or network file system: nothing that a machine for tests could be blamed for.
+            Err(why) => return eprintln!("skipped: {why}"),
+        };
+        let file = folder.path().join("file");
+        std::fs::write(&file, vec![7; 9 << 20]).unwrap();
+        std::fs::File::open(&file).unwrap().sync_all().unwrap();
+        let marks = watch.take_marks().0;
+        if watch.passed_by() {
+            missed();
+        }
+        let listing = run(&format!("filefrag -b512 -v {}", file.display()));
+        let mut sectors = 0;
+        for line in listing.lines() {
+            // extent: first..last of the file: first..last of the device: length: flags
+            let fields: Vec<&str> = line.split(':').map(str::trim).collect();
+            let Some((first, last)) = fields.get(2).and_then(|range| range.split_once("..")) else { continue };
+            let (first, last): (u64, u64) = (first.trim().parse().unwrap(), last.trim().parse().unwrap());
+            for sector in (first..=last).step_by(64) {
+                assert!(marks.intersects(&Extent { start: sector * 512, len: 512 }), "sector {sector} of {source}");
+            }
+            sectors += last + 1 - first;
+        }
+        assert!(sectors >= 9 << 11, "{listing}");
+        eprintln!("{source}: {:?}, {} MiB marked for a file of 9 MiB", watch.kind(), marks.len() >> 20);
+    });
 }
 
 #[test]

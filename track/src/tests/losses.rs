@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use landfall_model::ErrorKind;
 
 use super::rig::{Loop, Partition, Zram, attach, output, run, skipped, whole, with_devices, write_direct};
+use crate::device::Device;
+use crate::tally::Tally;
 use crate::watch::{Kind, Options, Watch};
 
 fn lost(watch: &mut Watch) -> String {
@@ -79,6 +81,21 @@ fn programs_that_have_ended_are_missed() {
         let mut watch = Watch::attach(&disk.path).unwrap();
         watch.end_programs();
         assert!(lost(&mut watch).contains("a read of it was not seen"));
+    });
+}
+
+#[test]
+fn a_completion_that_the_kernel_counts_and_the_program_does_not_is_found() {
+    with_devices(&[], || {
+        let disk = Loop::new(16);
+        let device = Device::open(&disk.path).unwrap();
+        let mut blind = Tally::begin(&device, || 1 << 40);
+        assert!(!blind.passed_by(&device, || 1 << 40));
+        write_direct(&disk.path, 0, 4096, 1);
+        assert!(!blind.passed_by(&device, || (1 << 40) + 8), "it was seen");
+        write_direct(&disk.path, 0, 4096, 1);
+        assert!(blind.passed_by(&device, || (1 << 40) + 8), "it was not");
+        assert!(!blind.passed_by(&device, || (1 << 40) + 8), "it is told once");
     });
 }
 

@@ -42,13 +42,18 @@ pub(crate) fn ready(programs: &[&str]) -> bool {
 /// What a test is ended by when the kernel did not run a program: that was said, as it must be, and says nothing of the rest.
 struct Missed;
 
+/// Ends a test, to be run anew by `patient`.
+pub(crate) fn missed() -> ! {
+    std::panic::resume_unwind(Box::new(Missed));
+}
+
 /// What a watch says, which must be that nothing is lost.
 pub(crate) fn whole(marks: Marks) -> BlockSet {
     let by_kernel = ["without running the program", "was not seen: what is written", "skipped runs"];
     if let Some(lost) = &marks.lost
         && by_kernel.iter().any(|why| lost.contains(why))
     {
-        std::panic::resume_unwind(Box::new(Missed));
+        missed();
     }
     assert_eq!(marks.lost, None);
     marks.blocks
