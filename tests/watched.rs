@@ -1,5 +1,5 @@
 //! Disks whose writes are watched: block devices of a host that is written to all the time, without a module in its kernel.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 mod support;
 
@@ -29,6 +29,34 @@ fn status(host: &AgentHost<'_>) -> Value {
     serde_json::from_str(&fs::read_to_string(host.state().join("status.json")).unwrap()).unwrap()
 }
 
+/// Waits until the newest point is this disk: what was shipped last may still be on its way.
+#[track_caller]
+fn wait_until_newest_is(site: &Site, file: &Path) {
+    for _ in 0..40 {
+        let back = site.disk("newest");
+        site.rehydrate("web", "latest", &[("root", &back)]);
+        let same = disks::first_difference(&back, file, 0..disks::size(file)).is_none();
+        fs::remove_file(back).unwrap();
+        if same {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    site.assert_disk_is("web", "latest", "root", file);
+}
+
+/// Waits for a cycle that reads less than this. One that lost sight of the disk for a moment, as a busy host may, reads all of it.
+#[track_caller]
+fn wait_until_it_reads_less_than(host: &AgentHost<'_>, bytes: u64) {
+    for _ in 0..600 {
+        if status(host)["read_bytes"].as_u64().unwrap() < bytes {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("each cycle reads everything: {}", status(host));
+}
+
 #[test]
 fn every_point_of_devices_that_are_written_to_is_a_cut_although_the_agent_is_killed() {
     need!(watched());
@@ -56,9 +84,9 @@ fn every_point_of_devices_that_are_written_to_is_a_cut_although_the_agent_is_kil
     machine.host.wait_for_points(points + 2);
     machine.rest();
     machine.host.wait_for_points(points + 4);
+    wait_until_it_reads_less_than(&machine.host, MIB);
     agent.interrupt();
     agent.finish();
-    assert!(status(&machine.host)["read_bytes"].as_u64().unwrap() < MIB, "it reads where it was written");
     machine.wait_until_all_is_committed();
     machine.assert_points_are_cuts(1, true);
 }
@@ -155,10 +183,11 @@ fn a_mounted_file_system_is_whole_and_complete_in_every_point_and_frozen_for_a_m
     let journal = Journal::start(mounted.at());
     let agent = host.start();
     host.wait_for_points(6);
+    wait_until_it_reads_less_than(&host, 48 * MIB);
     agent.interrupt();
     assert_eq!(agent.finish().code(), Some(exit::DONE));
     let last = status(&host);
-    assert!(last["read_bytes"].as_u64().unwrap() < 48 * MIB && last["held_ms"].as_u64().unwrap() < 10_000, "{last}");
+    assert!(last["held_ms"].as_u64().unwrap() < 10_000, "{last}");
     let log = journal.end();
     assert!(mounted.is_thawed());
     for point in site.points("web") {
@@ -179,9 +208,8 @@ fn a_mounted_file_system_is_whole_and_complete_in_every_point_and_frozen_for_a_m
     // At rest, and brought home by the next cut: what was watched missed nothing.
     drop(mounted);
     host.ship();
-    host.wait_for_points(7);
     drop(device);
-    site.assert_disk_is("web", "latest", "root", &file);
+    wait_until_newest_is(&site, &file);
 }
 
 #[test]
@@ -208,11 +236,8 @@ fn a_killed_agent_leaves_nothing_frozen_and_loses_no_write() {
     assert!(mounted.is_thawed());
     drop(mounted);
     host.ship();
-    let points = site.point_count("web");
-    host.wait_for_points(points.max(2));
     drop(device);
-    std::thread::sleep(Duration::from_secs(1));
-    site.assert_disk_is("web", "latest", "root", &file);
+    wait_until_newest_is(&site, &file);
 }
 
 #[test]
@@ -240,9 +265,9 @@ fn image_files_that_can_be_cloned_are_held_still_for_a_clone_only_and_no_clone_i
     machine.host.wait_for_points(points + 3);
     machine.rest();
     machine.host.wait_for_points(points + 5);
+    wait_until_it_reads_less_than(&machine.host, MIB);
     agent.interrupt();
     agent.finish();
-    assert!(status(&machine.host)["read_bytes"].as_u64().unwrap() < MIB, "it reads what was written");
     machine.wait_until_all_is_committed();
     machine.assert_points_are_cuts(1, true);
     let left: Vec<_> = fs::read_dir(mounted.at()).unwrap().flatten().map(|e| e.file_name()).collect();
@@ -306,5 +331,5 @@ fn what_cannot_be_watched_is_compared_and_the_agent_says_why() {
     host.wait_for_points(2);
     File::open(device.device()).unwrap().sync_all().unwrap();
     drop(device);
-    site.assert_disk_is("web", "latest", "root", &file);
+    wait_until_newest_is(&site, &file);
 }
