@@ -3,8 +3,8 @@
 # there already is left alone.
 #
 #   setup.sh build    what `make demo` needs: a C compiler, a Rust toolchain, mkfs.ext4, debugfs
-#   setup.sh          the above, and what `make test` needs: qemu-img, xfsprogs, faketime, ip, systemd-analyze, Azurite (npm),
-#                     moto (PyPI)
+#   setup.sh          the above, and what `make test` needs: qemu-img, xfsprogs, btrfs-progs, faketime, fio, PostgreSQL, ip, systemd-analyze,
+#                     Azurite (npm), moto (PyPI)
 #
 # System packages come through apt (as root, or by sudo). Everything else goes to target/peers in this repository.
 set -euo pipefail
@@ -129,10 +129,19 @@ if [ "${1:-test}" = test ]; then
     want mkfs.xfs xfsprogs
     want faketime faketime
     want unshare util-linux
+    want setpriv util-linux
+    want fsfreeze util-linux
+    want losetup mount
+    want fio fio
+    want mkfs.btrfs btrfs-progs
+    want addpart util-linux
+    want filefrag e2fsprogs
     want ip iproute2
     want systemd-analyze systemd
     want node nodejs npm
     want npm npm
+    # Not on the PATH. Of any version from 14 on, which has pg_amcheck.
+    compgen -G '/usr/lib/postgresql/*/bin/pg_amcheck' >/dev/null || have pg_amcheck || packages+=(postgresql)
     have python3 || packages+=(python3 python3-venv)
     have python3 && ! python3 -c 'import ensurepip, venv' 2>/dev/null && packages+=(python3-venv)
 fi
