@@ -246,8 +246,6 @@ struct Known<'a> {
     whole: bool,
     /// What is sent in any case.
     extra: Option<&'a ExtentSet>,
-    /// Where it differs, it differs within these; none: anywhere.
-    marks: Option<&'a BlockSet>,
     /// The block whose fingerprint comes next.
     at: u64,
 }
@@ -283,11 +281,7 @@ impl<'a> Comparison<'a> {
                 Plan::Full { .. } => (None, None),
                 Plan::Incremental { extra, .. } => (cut.base.reader(name)?, extra.of(name)),
             };
-            let marks = match &disk.look {
-                Dirty::Blocks(set) => Some(set),
-                _ => None,
-            };
-            known.push(Some(Known { number: protected, fingerprints, whole: disk.shape.whole, extra, marks, at: 0 }));
+            known.push(Some(Known { number: protected, fingerprints, whole: disk.shape.whole, extra, at: 0 }));
             protected += 1;
         }
         let out = Output { out, digest: CycleDigest::default(), zeroes: None, sent_bytes: 0 };
@@ -355,18 +349,12 @@ impl<'a> Comparison<'a> {
                 }
                 continue;
             }
-            let mut add = |run: Extent| -> Result<()> {
-                if data.end() != run.start {
-                    self.out.read(disk, extent.start, &mut data, bytes.as_ref())?;
-                    data = Extent { start: run.start, len: 0 };
-                }
-                data.len += run.len;
-                Ok(())
-            };
-            match known.marks.filter(|_| !known.whole) {
-                Some(marks) => marks.runs_within(here).try_for_each(&mut add)?,
-                None => add(here)?,
+            // Whole, also where little of it is marked: the fingerprint is of all that was read.
+            if data.end() != here.start {
+                self.out.read(disk, extent.start, &mut data, bytes.as_ref())?;
+                data = Extent { start: here.start, len: 0 };
             }
+            data.len += here.len;
         }
         self.out.read(disk, extent.start, &mut data, bytes.as_ref())
     }

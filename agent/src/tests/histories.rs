@@ -201,6 +201,7 @@ proptest! {
             for step in steps {
                 world.step(step).await;
             }
+            world.machine.watches.write_no_more();
             world.machine.ship(&world.gateway).await;
             let again = world.machine.ship(&world.gateway).await;
             assert!(!again.full && again.sent_bytes == 0, "nothing changed, nothing is sent");

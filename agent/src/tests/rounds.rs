@@ -24,7 +24,7 @@ async fn a_disk_is_read_once_and_then_only_where_it_was_written() {
     machine.write("root", 100 * BLOCK + 8192, &noise(2, 4096));
     let shipped = machine.ship(&gateway).await;
     assert_eq!(shipped.read_bytes, BLOCK as u64, "the block around it");
-    assert_eq!(shipped.sent_bytes, 4096, "what was written of it");
+    assert_eq!(shipped.sent_bytes, BLOCK as u64, "and all of it: its fingerprint is of all");
     assert_eq!(gateway.last().begin.disks[0].source, "told");
     machine.write("root", 100 * BLOCK + 8192, &noise(2, 4096));
     let shipped = machine.ship(&gateway).await;
@@ -90,4 +90,15 @@ async fn a_gateway_that_knows_no_rounds_is_sent_none() {
     machine.write("root", 0, &noise(4, 3 * BLOCK));
     assert_eq!(machine.ship(&gateway).await.read_bytes, 3 * BLOCK as u64);
     assert_eq!(gateway.consistencies(), [Consistency::Crash; 3]);
+}
+
+#[tokio::test]
+async fn what_is_written_between_a_look_and_the_reading_is_not_taken_for_sent() {
+    let (mut machine, gateway) = watched().await;
+    machine.write("root", 0, &noise(3, 300 * BLOCK));
+    machine.write("root", 400 * BLOCK, &noise(4, 4096));
+    // In the block that the round reads because of the other, and not told to that round.
+    machine.watches.write_behind(2, machine.path("root"), 400 * BLOCK as u64 + 8192, noise(5, 4096));
+    machine.ship(&gateway).await;
+    assert_eq!(machine.watches.left(), 0);
 }

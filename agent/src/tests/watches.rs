@@ -21,6 +21,8 @@ struct Inner {
     written: BTreeMap<PathBuf, Option<Vec<Extent>>>,
     /// Writes that are made when somebody looks: at so many looks from now.
     later: Vec<(usize, PathBuf, u64, Vec<u8>)>,
+    /// Writes that are made right after a look, which does not see them.
+    behind: Vec<(usize, PathBuf, u64, Vec<u8>)>,
 }
 
 /// All watches of a machine; clones are the same.
@@ -72,9 +74,22 @@ impl Watches {
         self.inner().later.push((looks, path, at, bytes));
     }
 
+    /// Writes that were to be made are not.
+    pub(super) fn write_no_more(&self) {
+        let mut inner = self.inner();
+        inner.later.clear();
+        inner.behind.clear();
+    }
+
+    /// The file is written after it was looked at for the `looks`-th time from now, before anything is read: the next look sees it.
+    pub(super) fn write_behind(&self, looks: usize, path: PathBuf, at: u64, bytes: Vec<u8>) {
+        self.inner().behind.push((looks, path, at, bytes));
+    }
+
     /// Writes that were to be made and were not.
     pub(super) fn left(&self) -> usize {
-        self.inner().later.len()
+        let inner = self.inner();
+        inner.later.len() + inner.behind.len()
     }
 }
 
@@ -98,14 +113,26 @@ impl Watch for FileWatch {
             }
         }
         let size = fs::metadata(&self.path).map_or(0, |m| m.len());
-        match inner.written.get_mut(&self.path) {
+        let told = match inner.written.get_mut(&self.path) {
             Some(Some(written)) => {
                 let mut set = BlockSet::new(size, MARK_BYTES);
                 written.drain(..).for_each(|extent| set.insert(extent));
                 Written::Blocks(set)
             }
             _ => Written::Lost("as the test wants it".to_owned()),
+        };
+        for (looks, path, at, bytes) in std::mem::take(&mut inner.behind) {
+            if path != self.path || looks > 1 {
+                inner.behind.push((looks - usize::from(path == self.path), path, at, bytes));
+                continue;
+            }
+            let file = fs::File::options().write(true).open(&path).expect("own file");
+            file.write_all_at(&bytes, at).expect("written");
+            if let Some(Some(written)) = inner.written.get_mut(&path) {
+                written.push(Extent { start: at, len: bytes.len() as u64 });
+            }
         }
+        told
     }
 
     fn source(&self) -> &'static str {
