@@ -13,6 +13,7 @@
 //! | [`landfall`] | the binary, run in an environment of its own, and a [`landfall::Site`] to tell stories with |
 //! | [`loops`] | block devices, and file systems mounted from them |
 //! | [`netns`] | hosts with networks of their own, whose cables can be pulled |
+//! | [`postgres`] | PostgreSQL servers, as their own user |
 //! | [`simulation`] | the gateway with time, store and network out of a seed |
 //! | [`tools`] | finding programs; what to do when one is missing |
 //!
@@ -32,6 +33,7 @@ pub mod landfall;
 pub mod loops;
 pub mod netns;
 pub mod peers;
+pub mod postgres;
 pub mod proxy;
 pub mod relay;
 pub mod service;
