@@ -73,12 +73,8 @@ fn disk(disk: &DiskConfig, state_dir: &Path) -> DiskCheck {
         return of(Some(IMAGE), "the configuration says so", COMPARED, None);
     }
     // A probe, which leaves the clones of a running agent alone.
-    let watch = watch::attach(path, &state_dir.join("check"));
+    let watch = watch::attach_as(disk.source, path, &state_dir.join("check"));
     match (disk.source.demanded(), watch) {
-        (Some(wanted), Ok(watch)) if watch.source() != wanted => {
-            let error = format!("it can be watched as \"{}\"", watch.source());
-            of(None, &format!("the configuration wants \"{wanted}\""), "", Some(error))
-        }
         (Some(wanted), Err(error)) => {
             of(None, &format!("the configuration wants \"{wanted}\""), "", Some(error.to_string()))
         }

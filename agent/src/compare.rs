@@ -120,6 +120,8 @@ impl Cut {
         out: mpsc::Sender<FromAgent>,
     ) -> Result<Option<CutDone>> {
         let stop = || self.stop.is_set() || out.is_closed();
+        // Before anything is held still; a round is one with a cycle that has it.
+        let shape = if self.manner == Manner::Round { None } else { shape::read() };
         let (mut held, consistency) = match self.manner {
             Manner::Round => (None, Consistency::Unfinished),
             manner => {
@@ -152,15 +154,7 @@ impl Cut {
             Plan::Incremental { parent, .. } => Some(*parent),
         };
         let shapes = disks.iter().map(|d| d.shape.clone()).collect();
-        let begin = Begin {
-            cycle: self.cycle,
-            parent,
-            time,
-            consistency,
-            disks: shapes,
-            group: self.group,
-            shape: shape::read(),
-        };
+        let begin = Begin { cycle: self.cycle, parent, time, consistency, disks: shapes, group: self.group, shape };
         let protected = || disks.iter().filter(|d| d.reader.is_some());
         let states = protected().map(|d| DiskState { name: d.shape.name.clone(), size: d.shape.size });
         let base = parent.and(self.base.cycle);

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -119,7 +119,7 @@ fn unescaped(field: &[u8]) -> PathBuf {
 
 /// Whether a path is a block device.
 pub(crate) fn is_device(path: &Path) -> bool {
-    !path.as_os_str().as_bytes().is_empty() && number(path).is_some()
+    number(path).is_some()
 }
 
 #[cfg(test)]

@@ -100,11 +100,25 @@ impl Drop for Clone {
 ///
 /// # Errors
 /// `Unsupported` where it cannot be watched: why.
-pub(crate) fn attach(path: &Path, state_dir: &Path) -> Result<Box<dyn Watch>> {
+fn attach(path: &Path, state_dir: &Path) -> Result<Box<dyn Watch>> {
     if mounts::is_device(path) {
         return Ok(Box::new(Device(landfall_track::Watch::attach(path)?)));
     }
     Ok(Box::new(Clone::of(path, state_dir)?))
+}
+
+/// Begins to watch a disk, as what the configuration demands where it demands something.
+///
+/// # Errors
+/// As for [`attach`]; `Unsupported` where it can be watched, and not as that.
+pub(crate) fn attach_as(choice: SourceChoice, path: &Path, state_dir: &Path) -> Result<Box<dyn Watch>> {
+    let watch = attach(path, state_dir)?;
+    match choice.demanded() {
+        Some(wanted) if watch.source() != wanted => {
+            Err(Error::new(ErrorKind::Unsupported, format!("it can be watched as \"{}\"", watch.source())))
+        }
+        _ => Ok(watch),
+    }
 }
 
 /// Watches the disks of a machine, where that is wanted and can be.
@@ -114,11 +128,7 @@ pub(crate) fn attach(path: &Path, state_dir: &Path) -> Result<Box<dyn Watch>> {
 pub(crate) fn tracking(disks: &[DiskConfig], state_dir: &Path) -> Result<Tracking> {
     for disk in disks.iter().filter(|d| !d.exclude) {
         let Some((path, wanted)) = disk.path.as_deref().zip(disk.source.demanded()) else { continue };
-        let found = attach(path, state_dir).and_then(|watch| match watch.source() {
-            source if source == wanted => Ok(()),
-            source => Err(Error::new(ErrorKind::Unsupported, format!("it can be watched as \"{source}\""))),
-        });
-        found.map_err(|error| {
+        attach_as(disk.source, path, state_dir).map_err(|error| {
             let name = &disk.name;
             let why =
                 format!("disk {name}: source \"{wanted}\" is not possible here ({error}); \"auto\" takes what is");
