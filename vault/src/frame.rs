@@ -20,6 +20,13 @@ fn bug(error: std::io::Error) -> Error {
     Error::with_source(landfall_model::ErrorKind::Bug, "cannot start Zstandard", error)
 }
 
+fn context(level: i32) -> Result<zstd::bulk::Compressor<'static>> {
+    let mut zstd = zstd::bulk::Compressor::new(level).map_err(bug)?;
+    // The frame's own length field is redundant: every raw length stands in a sealed map.
+    zstd.include_contentsize(false).map_err(bug)?;
+    Ok(zstd)
+}
+
 /// Compresses chunks; keeps its context, so one per thread.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
@@ -41,10 +48,7 @@ impl Compressor {
     /// # Errors
     /// `Bug` where the library refuses the level.
     pub fn new(level: i32) -> Result<Self> {
-        let mut zstd = zstd::bulk::Compressor::new(level).map_err(bug)?;
-        // The frame's own length field is redundant: every raw length stands in a sealed map.
-        zstd.include_contentsize(false).map_err(bug)?;
-        Ok(Self { zstd, level, packed: vec![0; CHUNK_BYTES_MAX as usize] })
+        Ok(Self { zstd: context(level)?, level, packed: vec![0; CHUNK_BYTES_MAX as usize] })
     }
 
     /// Goes on at another level.
@@ -53,9 +57,8 @@ impl Compressor {
     /// `Bug` where the library refuses the level.
     pub fn set_level(&mut self, level: i32) -> Result<()> {
         if level != self.level {
-            self.zstd.set_compression_level(level).map_err(bug)?;
-            self.zstd.include_contentsize(false).map_err(bug)?;
-            self.level = level;
+            // Another context: one that has met a chunk which does not get smaller is in the middle of a frame, and takes no parameters.
+            (self.zstd, self.level) = (context(level)?, level);
         }
         Ok(())
     }
@@ -186,4 +189,22 @@ pub(crate) fn open_page(site: &SiteKey, vault: VaultId, page: &ChunkRef, frame: 
         return Err(corrupt("its bytes are not those of its name"));
     }
     Ok(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_can_change_after_a_chunk_that_did_not_get_smaller() {
+        let mut noise = vec![0; 64 * 1024];
+        getrandom::fill(&mut noise).expect("random");
+        let mut compressor = Compressor::new(1).expect("starts");
+        for level in [1, 2, 9, 1] {
+            compressor.set_level(level).expect("another level");
+            assert_eq!(compressor.compress(&noise).codec(), Codec::Raw, "it did not get smaller");
+            assert_eq!(compressor.compress(&[7; 4096]).codec(), Codec::Zstd);
+            compressor.compress(&noise);
+        }
+    }
 }
