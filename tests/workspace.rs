@@ -15,6 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("landfall-model", &[]),
     ("landfall-keys", &["landfall-model"]),
     ("landfall-disk", &["landfall-model"]),
+    ("landfall-nbd", &["landfall-model"]),
     ("landfall-track", &["landfall-model"]),
     ("landfall-settings", &["landfall-model"]),
     ("landfall-wire", &["landfall-model"]),
