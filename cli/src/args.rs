@@ -66,6 +66,12 @@ pub(crate) enum Command {
         landfall rehydrate --machine web-01 --point 2026-11-21T09:30:00Z --disk root=/restore/root.qcow2 --format qcow2\n  \
         landfall rehydrate --machine web-01 --disk root=/dev/vdb --existing compare")]
     Rehydrate(Rehydrate),
+    /// Serve the disks of a point over NBD, straight from the vault, until it is told to stop.
+    #[command(after_help = "Examples:\n  landfall serve --machine web-01 --nbd unix:/run/web.sock\n  \
+        landfall serve --machine web-01 --disk root --overlay /scratch/root.overlay --nbd 127.0.0.1:10809\n  \
+        nbdcopy 'nbd+unix:///root?socket=/run/web.sock' root.raw\n\n\
+        There is no password: whoever reaches the socket reads the disks. Prefer unix: in a folder of yours.")]
+    Serve(Serve),
     /// Check that everything that the points promise is there and is what it was.
     #[command(after_help = "Examples:\n  landfall verify\n  landfall verify --machine web-01 --deep")]
     Verify(Verify),
@@ -272,6 +278,27 @@ pub(crate) struct Rehydrate {
     /// Write everything that can be had although some cannot; what cannot is listed, and the exit code is 4.
     #[arg(long)]
     pub(crate) salvage: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Which point: latest, a sequence number, or a time (the newest point not later).
+    #[arg(long, value_name = "POINT", default_value = "latest")]
+    pub(crate) point: PointArg,
+    /// Where to listen: HOST:PORT, or unix:PATH.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) nbd: landfall_nbd::server::Address,
+    /// Only this disk; without, all of the point, each as an export of its name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) disk: Option<DiskName>,
+    /// Take writes, and keep them in this file (and FILE.blocks beside it). For one disk.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) overlay: Option<PathBuf>,
+    /// Memory for what was read, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    pub(crate) cache_mib: u64,
 }
 
 #[derive(Args, Debug)]

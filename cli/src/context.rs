@@ -74,6 +74,17 @@ impl Common {
         }
     }
 
+    /// The vault, opened with the recovery key alone; where its own copy of the site key is lost, with the one that is at hand.
+    pub(crate) async fn vault_to_restore(&self, recovery: &RecoveryKey) -> Result<Vault> {
+        match Vault::open_with_recovery_key(self.store()?, recovery).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt && self.site_key.is_some() => {
+                tracing::warn!(%error, "going on with the site key that was given");
+                self.site_vault().await
+            }
+            opened => opened.map_err(|e| self.of_recovery_key(e)),
+        }
+    }
+
     /// The state directory of a vault: named, or where the system keeps such things.
     pub(crate) fn state(&self, vault: &Vault) -> Result<State> {
         let root = match &self.state_dir {

@@ -8,3 +8,4 @@
 //! Source: "The NBD protocol", `doc/proto.md` of the reference implementation.
 
 pub mod protocol;
+pub mod server;

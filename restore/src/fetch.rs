@@ -38,7 +38,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// `Corrupt` where the object is missing or shorter than the map says, `Unavailable`.
-    pub(crate) async fn fetch(&self, fetch: &Fetch) -> Result<Bytes> {
+    pub(crate) async fn fetch<P>(&self, fetch: &Fetch<P>) -> Result<Bytes> {
         let (name, base) = match fetch.source {
             Source::Segment(id) => (layout::segment(id), 0),
             Source::Point(timeline, seq) => {

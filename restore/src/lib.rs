@@ -7,11 +7,18 @@
 //! ```
 //! The recovery key is needed, and nothing from the old site.
 
+mod cache;
 mod compare;
+mod disk_view;
+mod export;
 mod fetch;
 mod openers;
+mod overlay;
 mod plan;
 mod rehydrate;
 mod write;
 
+pub use disk_view::{DiskView, PointView};
+pub use export::ReadOnly;
+pub use overlay::Overlay;
 pub use rehydrate::{Damage, DiskOutcome, Options, Outcome, TargetSpec, rehydrate};

@@ -30,31 +30,31 @@ impl Place {
     }
 }
 
-/// A chunk and every run that needs it.
+/// A chunk and everything that needs it: runs of disks, or whoever waits for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct Wanted<P = Place> {
     pub(crate) chunk: ChunkRef,
-    pub(crate) places: Vec<Place>,
+    pub(crate) places: Vec<P>,
 }
 
 /// One request: a range of one object, with the chunks in it, ascending.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Fetch {
+pub(crate) struct Fetch<P = Place> {
     pub(crate) source: Source,
     pub(crate) start: u64,
     pub(crate) end: u64,
-    pub(crate) chunks: Vec<Wanted>,
+    pub(crate) chunks: Vec<Wanted<P>>,
 }
 
 /// Plans the requests for a set of needs.
-pub(crate) fn plan(needs: impl IntoIterator<Item = (ChunkRef, Place)>) -> Vec<Fetch> {
-    let mut wanted: HashMap<ChunkRef, Vec<Place>> = HashMap::new();
+pub(crate) fn plan<P>(needs: impl IntoIterator<Item = (ChunkRef, P)>) -> Vec<Fetch<P>> {
+    let mut wanted: HashMap<ChunkRef, Vec<P>> = HashMap::new();
     for (chunk, place) in needs {
         wanted.entry(chunk).or_default().push(place);
     }
-    let mut wanted: Vec<Wanted> = wanted.into_iter().map(|(chunk, places)| Wanted { chunk, places }).collect();
+    let mut wanted: Vec<Wanted<P>> = wanted.into_iter().map(|(chunk, places)| Wanted { chunk, places }).collect();
     wanted.sort_by_key(|w| (w.chunk.location.source, w.chunk.location.offset));
-    let mut fetches: Vec<Fetch> = Vec::new();
+    let mut fetches: Vec<Fetch<P>> = Vec::new();
     for want in wanted {
         let at = &want.chunk.location;
         let (start, end) = (u64::from(at.offset), u64::from(at.offset) + u64::from(at.stored_len));

@@ -3,7 +3,7 @@
 # there already is left alone.
 #
 #   setup.sh build    what `make demo` needs: a C compiler, a Rust toolchain, mkfs.ext4, debugfs
-#   setup.sh          the above, and what `make test` needs: qemu-img, xfsprogs, btrfs-progs, faketime, fio, PostgreSQL, ip, systemd-analyze,
+#   setup.sh          the above, and what `make test` needs: qemu-img, libnbd, xfsprogs, btrfs-progs, faketime, fio, PostgreSQL, ip, systemd-analyze,
 #                     Azurite (npm), moto (PyPI)
 #
 # System packages come through apt (as root, or by sudo). Everything else goes to target/peers in this repository.
@@ -126,6 +126,9 @@ want debugfs e2fsprogs
 want git git
 if [ "${1:-test}" = test ]; then
     want qemu-img qemu-utils
+    want qemu-io qemu-utils
+    want nbdcopy libnbd-bin
+    want nbdinfo libnbd-bin
     want mkfs.xfs xfsprogs
     want faketime faketime
     want unshare util-linux

@@ -7,6 +7,7 @@ mod keys;
 mod points;
 mod rehydrate;
 mod replicate;
+mod serve;
 mod status;
 mod vault;
 mod verify;
@@ -27,6 +28,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Points(args) => points::points(common, &args.machine).await?,
         Command::Machines => points::machines(common).await?,
         Command::Rehydrate(args) => return rehydrate::run(common, args).await,
+        Command::Serve(args) => return serve::run(common, args).await,
         Command::Verify(args) => return verify::run(common, args).await,
         Command::Keys(KeysCommand::Shares { threshold, shares }) => keys::shares(common, threshold, shares)?,
         Command::Keys(KeysCommand::Combine { files }) => keys::combine(common, &files)?,

@@ -3,10 +3,8 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use landfall_keys::RecoveryKey;
 use landfall_model::{ErrorKind, Progress, Result};
 use landfall_restore::{Options, Outcome, TargetSpec, rehydrate};
-use landfall_vault::Vault;
 use serde_json::{Value, json};
 
 use crate::args::{Common, Rehydrate};
@@ -15,7 +13,7 @@ use crate::{interrupt, output, progress};
 /// Rehydrates.
 pub(crate) async fn run(common: &Common, args: Rehydrate) -> Result<ExitCode> {
     let recovery = common.recovery()?;
-    let vault = open(common, &recovery).await?;
+    let vault = common.vault_to_restore(&recovery).await?;
     let specs: Vec<TargetSpec> =
         args.disk.iter().map(|d| TargetSpec { disk: d.name.clone(), path: d.path.clone() }).collect();
     let options = Options { format: args.format, existing: args.existing, salvage: args.salvage };
@@ -35,17 +33,6 @@ pub(crate) async fn run(common: &Common, args: Rehydrate) -> Result<ExitCode> {
     }
     let code = if outcome.damaged.is_empty() { 0 } else { ErrorKind::Corrupt.exit_code() };
     Ok(ExitCode::from(code))
-}
-
-/// Opens the vault with the recovery key alone; where its own copy of the site key is lost, with the one that is at hand.
-async fn open(common: &Common, recovery: &RecoveryKey) -> Result<Vault> {
-    match Vault::open_with_recovery_key(common.store()?, recovery).await {
-        Err(error) if error.kind() == ErrorKind::Corrupt && common.site_key.is_some() => {
-            tracing::warn!(%error, "going on with the site key that was given");
-            common.site_vault().await
-        }
-        opened => opened.map_err(|e| common.of_recovery_key(e)),
-    }
 }
 
 /// The stable document.
