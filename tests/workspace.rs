@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("landfall-keys", &["landfall-model"]),
     ("landfall-disk", &["landfall-model"]),
     ("landfall-nbd", &["landfall-model"]),
+    ("landfall-qmp", &["landfall-model"]),
     ("landfall-track", &["landfall-model"]),
     ("landfall-settings", &["landfall-model"]),
     ("landfall-wire", &["landfall-model"]),

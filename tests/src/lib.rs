@@ -10,6 +10,7 @@
 //! | [`conformance`] | what a store must do to hold a vault, checked over any `ObjectStore` |
 //! | [`fleet`] | machines whose disks are written to all the time, and a log of what they held at each cut |
 //! | [`disks`] | disk images with real file systems, made without root, and the judges: `e2fsck`, `xfs_repair`, `qemu-img` |
+//! | [`guest`] | a guest in QEMU that boots in seconds, does what a script says, and takes commands |
 //! | [`landfall`] | the binary, run in an environment of its own, and a [`landfall::Site`] to tell stories with |
 //! | [`loops`] | block devices, and file systems mounted from them |
 //! | [`netns`] | hosts with networks of their own, whose cables can be pulled |
@@ -28,6 +29,7 @@ pub mod disks;
 pub mod faults;
 pub mod fleet;
 pub mod gcs;
+pub mod guest;
 pub mod http;
 pub mod landfall;
 pub mod loops;

@@ -3,7 +3,7 @@
 # there already is left alone.
 #
 #   setup.sh build    what `make demo` needs: a C compiler, a Rust toolchain, mkfs.ext4, debugfs
-#   setup.sh          the above, and what `make test` needs: qemu-img, libnbd, xfsprogs, btrfs-progs, faketime, fio, PostgreSQL, ip, systemd-analyze,
+#   setup.sh          the above, and what `make test` needs: QEMU and a tiny guest for it, qemu-img, libnbd, xfsprogs, btrfs-progs, faketime, fio, PostgreSQL, ip, systemd-analyze,
 #                     Azurite (npm), moto (PyPI)
 #
 # System packages come through apt (as root, or by sudo). Everything else goes to target/peers in this repository.
@@ -115,6 +115,47 @@ reader() {
     "$python" -m pip install --quiet --disable-pip-version-check -r "$root/tests/reader/requirements.txt"
 }
 
+# A kernel and an agent for a guest that boots in seconds: what tests/src/guest.rs starts. Nothing of it is installed on this machine.
+guest() {
+    local folder=$peers/guest made meta kernel=
+    [ -f "$folder/made-1" ] && return 0
+    [ "$(uname -m)" = x86_64 ] || fail "the guest of the tests is x86_64, this machine is $(uname -m): set up a test machine of that kind"
+    for meta in linux-image-cloud-amd64 linux-image-virtual; do # Debian, Ubuntu
+        kernel=$(apt-cache depends "$meta" 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -n1)
+        [ -z "$kernel" ] || break
+    done
+    [ -n "$kernel" ] || fail "no kernel for a guest among the packages: run 'apt-get update', then try again"
+    say "making a guest with $kernel in ${peers#"$root"/}/guest"
+    rm -rf "$folder"
+    mkdir -p "$folder/unpacked" "$folder/initrd.d/bin" "$folder/initrd.d/lib" "$folder/agent"
+    # As whoever runs this: apt would else become its own user, who may not write here.
+    (cd "$folder" && apt-get -o APT::Sandbox::User=root download -qq "$kernel" qemu-guest-agent)
+    for made in "$folder"/*.deb; do
+        dpkg-deb -x "$made" "$folder/unpacked"
+    done
+    cp "$folder"/unpacked/boot/vmlinuz-* "$folder/vmlinuz"
+    local module file
+    for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover virtio_net \
+        virtio_console scsi_common scsi_mod sd_mod virtio_scsi; do
+        file=$(find "$folder/unpacked" -name "$module.ko" -o -name "$module.ko.xz" | head -n1)
+        case $file in
+        '') continue ;; # built into this kernel
+        *.xz) xz -dc "$file" >"$folder/initrd.d/lib/$module.ko" ;;
+        *) cp "$file" "$folder/initrd.d/lib/" ;;
+        esac
+        printf 'insmod /lib/%s.ko\n' "$module"
+    done >"$folder/initrd.d/modules"
+    cp "$(command -v busybox)" "$folder/initrd.d/bin/busybox"
+    cp "$root/tests/tools/guest-initrd.sh" "$folder/initrd.d/init"
+    chmod 755 "$folder/initrd.d/init"
+    (cd "$folder/initrd.d" && find . | cpio --quiet -o -H newc | gzip -9 >"$folder/initrd")
+    # The agent and the libraries of this machine that it stands on: its system is the same.
+    cp "$folder/unpacked/usr/sbin/qemu-ga" "$folder/agent/"
+    ldd "$folder/agent/qemu-ga" | grep -o '/[^ ]*' | while read -r file; do cp -L "$file" "$folder/agent/"; done
+    rm -rf "$folder/unpacked" "$folder/initrd.d" "$folder"/*.deb
+    touch "$folder/made-1"
+}
+
 case ${1:-test} in
 build | test) ;;
 *) fail "unknown argument '$1': use 'build' or nothing" ;;
@@ -141,6 +182,11 @@ if [ "${1:-test}" = test ]; then
     want filefrag e2fsprogs
     want ip iproute2
     want systemd-analyze systemd
+    want qemu-system-x86_64 qemu-system-x86 seabios ipxe-qemu
+    want nbdinfo libnbd-bin
+    want cpio cpio
+    want xz xz-utils
+    busybox 2>/dev/null | grep -q . && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || packages+=(busybox-static)
     want node nodejs npm
     want npm npm
     # Not on the PATH. Of any version from 14 on, which has pg_amcheck.
@@ -156,5 +202,6 @@ if [ "${1:-test}" = test ]; then
     azurite
     moto
     reader
+    guest
 fi
 say "ready"
