@@ -108,6 +108,7 @@ fn the_examples_name_every_key_that_there_is() {
     for (who, sources) in [
         ("gateway", &["gateway/src/config.rs", "gateway/src/config", "gateway/src/group_config.rs"][..]),
         ("agent", &["agent/src/config.rs"][..]),
+        ("target", &["restore/src/kvm/settings.rs"][..]),
     ] {
         let keys = keys_of(sources);
         assert!(keys.len() >= 10, "only {keys:?} were found in {sources:?}");

@@ -26,7 +26,18 @@ const LAYERS: &[(&str, &[&str])] = &[
         "landfall-gateway",
         &["landfall-model", "landfall-keys", "landfall-disk", "landfall-settings", "landfall-vault", "landfall-wire"],
     ),
-    ("landfall-restore", &["landfall-model", "landfall-keys", "landfall-disk", "landfall-nbd", "landfall-vault"]),
+    (
+        "landfall-restore",
+        &[
+            "landfall-model",
+            "landfall-keys",
+            "landfall-disk",
+            "landfall-nbd",
+            "landfall-qmp",
+            "landfall-settings",
+            "landfall-vault",
+        ],
+    ),
 ];
 /// May see everything: the command and the tests.
 const TOP: [&str; 2] = ["landfall-cli", "landfall-tests"];

@@ -72,6 +72,18 @@ pub(crate) enum Command {
         nbdcopy 'nbd+unix:///root?socket=/run/web.sock' root.raw\n\n\
         There is no password: whoever reaches the socket reads the disks. Prefer unix: in a folder of yours.")]
     Serve(Serve),
+    /// Bring a machine up in the place of another, from a recovery point: at once, while its disks are still being copied.
+    #[command(subcommand)]
+    Failover(FailoverCommand),
+    /// Failovers and what became of them, as the vault has it.
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  landfall jobs\n  landfall jobs show 5f1c...\n  landfall jobs resume 5f1c..."
+    )]
+    Jobs {
+        #[command(subcommand)]
+        command: Option<JobsCommand>,
+    },
     /// Check that everything that the points promise is there and is what it was.
     #[command(after_help = "Examples:\n  landfall verify\n  landfall verify --machine web-01 --deep")]
     Verify(Verify),
@@ -278,6 +290,120 @@ pub(crate) struct Rehydrate {
     /// Write everything that can be had although some cannot; what cannot is listed, and the exit code is 4.
     #[arg(long)]
     pub(crate) salvage: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum FailoverCommand {
+    /// Beside the source, for a while: neither the source nor its replication is touched, and nothing is left of it afterwards.
+    #[command(after_help = "Examples:\n  landfall failover test --machine web-01 --target kvm\n  \
+        landfall failover test --machine web-01 --point 2026-11-21T09:30:00Z --target kvm --target-file lab.toml --lease 1h\n  \
+        landfall failover cleanup JOB\n\n\
+        The machine runs on this host (QEMU), by default in a network of its own. Its screen: a VNC client on screen.sock in the job's folder.")]
+    Test(Failover),
+    /// The source is lost: fences it, and brings the machine up in its place.
+    #[command(
+        after_help = "Examples:\n  landfall failover unplanned --machine web-01 --target kvm --target-file site-b.toml\n  \
+        landfall failover commit JOB\n  landfall failover cancel JOB --apply\n\n\
+        From then on no gateway writes the machine's points, until the failover is cancelled.\n\n\
+        The target's file says at least:\n  [kvm]\n  network = \"bridge:br0\""
+    )]
+    Unplanned(Failover),
+    /// Make a failover final.
+    Commit(JobArg),
+    /// Take a failover back: ends the machine, removes its disks, and lets the source go on. Without --apply it only says so.
+    Cancel {
+        #[command(flatten)]
+        job: JobArg,
+        /// Do it.
+        #[arg(long)]
+        apply: bool,
+        /// The host where the machine ran is gone for good, and its disks with it: nothing is looked for there.
+        #[arg(long)]
+        host_is_lost: bool,
+    },
+    /// End a test, and remove all of it.
+    Cleanup(JobArg),
+    /// Does a job in the background.
+    #[command(hide = true)]
+    Supervise {
+        #[command(flatten)]
+        job: JobArg,
+        #[arg(long)]
+        folder: Option<PathBuf>,
+        #[arg(long)]
+        target_file: Option<PathBuf>,
+    },
+    /// Has a test supervised, and cleans up after a supervisor that was killed.
+    #[command(hide = true)]
+    Keep {
+        #[command(flatten)]
+        job: JobArg,
+        #[arg(long)]
+        folder: Option<PathBuf>,
+        #[arg(long)]
+        target_file: Option<PathBuf>,
+    },
+    /// Becomes another program, which ends with the process that started this one.
+    #[command(hide = true)]
+    Become {
+        #[arg(long)]
+        parent: u32,
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum JobsCommand {
+    /// One in full.
+    Show(JobArg),
+    /// Go on with one whose process was killed, or that failed.
+    Resume {
+        #[command(flatten)]
+        job: JobArg,
+        /// Folders of jobs are below this one.
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
+        /// The target's file, where the job was begun on another host, or is to be gone on with by another one.
+        #[arg(long, value_name = "FILE")]
+        target_file: Option<PathBuf>,
+    },
+}
+
+/// A job.
+#[derive(Args, Debug)]
+pub(crate) struct JobArg {
+    /// The job, as `landfall jobs` lists it.
+    #[arg(value_name = "JOB")]
+    pub(crate) job: landfall_model::JobId,
+}
+
+/// Where a machine is brought up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum TargetKind {
+    /// A machine in QEMU on this host.
+    Kvm,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Failover {
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Which point: latest, a sequence number, or a time (the newest point not later).
+    #[arg(long, value_name = "POINT", default_value = "latest")]
+    pub(crate) point: String,
+    /// Where: kvm.
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) target: TargetKind,
+    /// What the machine is to be like there, where it is not as in the point (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) target_file: Option<PathBuf>,
+    /// Folders of jobs, with the machines' disks, are made below this one. Default: failover in the state directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+    /// A test ends after so long.
+    #[arg(long, value_name = "TIME", default_value = "4h", value_parser = landfall_settings::duration)]
+    pub(crate) lease: std::time::Duration,
 }
 
 #[derive(Args, Debug)]

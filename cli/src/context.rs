@@ -87,11 +87,12 @@ impl Common {
 
     /// The state directory of a vault: named, or where the system keeps such things.
     pub(crate) fn state(&self, vault: &Vault) -> Result<State> {
-        let root = match &self.state_dir {
-            Some(dir) => dir.clone(),
-            None => default_state_dir()?,
-        };
-        State::open(&root, vault.config().vault_id)
+        State::open(&self.state_root()?, vault.config().vault_id)
+    }
+
+    /// Where state directories are.
+    pub(crate) fn state_root(&self) -> Result<PathBuf> {
+        self.state_dir.clone().map_or_else(default_state_dir, Ok)
     }
 }
 

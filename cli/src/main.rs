@@ -7,7 +7,6 @@ mod interrupt;
 mod output;
 mod progress;
 
-use std::error::Error as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -38,7 +37,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            output::error_line(&line(&error));
+            output::error_line(&output::line(&error));
             ExitCode::from(error.kind().exit_code())
         }
     }
@@ -50,17 +49,6 @@ fn usage_line(error: &clap::Error) -> String {
     let told = text.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more").next().unwrap_or_default();
     let told: Vec<&str> = told.split_whitespace().collect();
     format!("{}; see --help", told.join(" ").trim_start_matches("error: "))
-}
-
-/// An error and its causes on one line.
-fn line(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text.replace('\n', " ")
 }
 
 /// Logs go to stderr; `LANDFALL_LOG` sets what is told (for example `debug` or `landfall_vault=trace`).

@@ -125,6 +125,10 @@ byte_id!(
     GatewayId, 16, "gateway id", "32 hex digits"
 );
 byte_id!(
+    /// A failover, as it stands in the vault: random.
+    JobId, 16, "job id", "32 hex digits"
+);
+byte_id!(
     /// BLAKE3 of a whole segment object.
     SegmentId, 32, "segment id", "64 hex digits"
 );

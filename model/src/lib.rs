@@ -6,6 +6,7 @@ mod block_set;
 mod error;
 mod extent;
 mod id;
+mod job;
 mod map;
 mod name;
 pub mod num;
@@ -17,9 +18,10 @@ pub use block_set::BlockSet;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentSet};
 pub use id::{
-    ChunkId, CycleId, Digest, DomainId, EpochId, GatewayId, Generation, GroupId, IdError, MachineId, RecipientId,
-    SegmentId, Seq, SiteKeyId, Timeline, VaultId,
+    ChunkId, CycleId, Digest, DomainId, EpochId, GatewayId, Generation, GroupId, IdError, JobId, MachineId,
+    RecipientId, SegmentId, Seq, SiteKeyId, Timeline, VaultId,
 };
+pub use job::{JobKind, JobMeta, JobPoint, JobState, JobStep};
 pub use map::{ChunkRef, Codec, Entry, EntryKind, Location, MapError, RegionMap, Source};
 pub use name::{DiskName, DomainName, GroupName, MachineName, NameError};
 pub use point::{

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CycleId, DiskName, DomainName, GatewayId, GroupId, GroupName, MachineId, MachineName, Seq, Timestamp};
+use crate::{
+    CycleId, DiskName, DomainName, GatewayId, GroupId, GroupName, JobId, MachineId, MachineName, Seq, Timestamp,
+};
 
 /// What a point guarantees.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -133,6 +135,9 @@ pub struct GenerationMeta {
     pub gateway: GatewayId,
     /// When, by the gateway's clock.
     pub claimed: Timestamp,
+    /// The failover that claimed it: no gateway may claim the next one, until the failover is cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<JobId>,
 }
 
 /// Body of a heartbeat record: a gateway lives, and holds these machines. Advisory: correctness never rests on it.

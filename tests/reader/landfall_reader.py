@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 FORMAT = 1
 MAX_CHUNK, MAX_PAGE, MAX_SEGMENT = 262144, 4194304, 67108864
-POINT, CHECKPOINT, GENERATION, HEARTBEAT, REVOCATION = 1, 2, 3, 4, 5
+POINT, CHECKPOINT, GENERATION, HEARTBEAT, REVOCATION, JOB = 1, 2, 3, 4, 5, 6
 ZERO_ID = bytes(16)
 
 class Refused(Exception):
@@ -312,12 +312,13 @@ class Record:
         self.digest, self.site = digest(signed), vault.site_key(signer)
         key = expand(self.site.index, "landfall/1/record", b[160:176], 32)
         body = packed_block(unseal(key, b[:160], signed[176:], name), 1 << 30, name)
-        if kind in (GENERATION, HEARTBEAT, REVOCATION):
+        if kind in (GENERATION, HEARTBEAT, REVOCATION, JOB):
             self.meta = json.loads(bytes(body))
         else:
             self.read_body(Cursor(body, name))
-        of = bytes.fromhex(self.meta["gateway"]) if kind == HEARTBEAT else self.site.machine_id(self.meta["machine"])
-        check(of == machine_id, f"{name}: of another machine or gateway")
+        named = {HEARTBEAT: "gateway", JOB: "job"}.get(kind)
+        of = bytes.fromhex(self.meta[named]) if named else self.site.machine_id(self.meta["machine"])
+        check(of == machine_id, f"{name}: of another machine, gateway or job")
 
     def read_body(self, c):
         name = self.name
@@ -495,7 +496,20 @@ def beside_the_points(vault):
         for n in vault.names(f"revoked/{m}", "[0-9a-f]{16}"):
             yield Record(vault, f"revoked/{m}/{n}", REVOCATION, bytes.fromhex(m), seq=int(n, 16), generation=0)
 
+def jobs(vault):
+    """Section 8: the newest record of each job. Each carries the digest of the one before."""
+    for j in vault.names("control/jobs", "[0-9a-f]{32}"):
+        before, newest = ZERO_ID * 2, None
+        for seq, n in enumerate(sorted(vault.names(f"control/jobs/{j}", "[0-9a-f]{16}")), 1):
+            check(int(n, 16) == seq, f"control/jobs/{j}: record {seq} is missing")
+            newest = Record(vault, f"control/jobs/{j}/{n}", JOB, bytes.fromhex(j), seq=seq, generation=0)
+            check(newest.previous == before, f"{newest.name}: does not follow the one before")
+            before = newest.digest
+        yield newest
+
 def list_points(vault, args):
+    for r in jobs(vault):
+        print(f"job {r.meta['job']}  {r.meta['kind']} {r.meta['machine']}  {r.meta['state']}")
     for r in beside_the_points(vault):
         if r.kind == HEARTBEAT:
             print(f"gateway {r.meta['gateway']}  alive {r.meta['renewed']}  holds {len(r.meta['machines'])}")

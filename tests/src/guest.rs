@@ -263,23 +263,9 @@ impl Guest {
     #[track_caller]
     pub fn try_run(&self, line: &str) -> (i32, String) {
         let number = self.commands.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        let mut shell = UnixStream::connect(self.folder.join("shell")).expect("QEMU listens");
-        shell.set_read_timeout(Some(COMMAND_MAX)).expect("a limit");
-        writeln!(shell, "{number} {line}").expect("the guest listens");
-        let (mut said, mut part) = (Vec::new(), [0; 4096]);
-        let (begin, end) = (format!("<{number}\n"), format!("\n>{number} "));
-        loop {
-            let read = shell.read(&mut part).unwrap_or(0);
-            assert!(read > 0, "{line}: no end; so far {:?}; {}", String::from_utf8_lossy(&said), self.story());
-            said.extend_from_slice(&part[..read]);
-            let text = String::from_utf8_lossy(&said);
-            let Some((output, code)) = text.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end)) else {
-                continue;
-            };
-            if let Some((code, _)) = code.split_once('\n') {
-                return (code.trim().parse().expect("a code"), output.trim().to_owned());
-            }
-        }
+        run_in(&self.folder.join("shell"), number, line).unwrap_or_else(|so_far| {
+            panic!("{line}: no end; so far {so_far:?}; {}", self.story());
+        })
     }
 
     /// Ends it as a power cut does.
@@ -292,5 +278,34 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Runs a line of the shell in the guest behind a socket; code, and what it printed. `number` tells it from the commands before.
+///
+/// # Errors
+/// What it printed so far, where it does not end.
+///
+/// # Panics
+/// If nobody listens there.
+pub fn run_in(socket: &Path, number: u32, line: &str) -> Result<(i32, String), String> {
+    let mut shell = UnixStream::connect(socket).expect("QEMU listens");
+    shell.set_read_timeout(Some(COMMAND_MAX)).expect("a limit");
+    writeln!(shell, "{number} {line}").expect("the guest listens");
+    let (mut said, mut part) = (Vec::new(), [0; 4096]);
+    let (begin, end) = (format!("<{number}\n"), format!("\n>{number} "));
+    loop {
+        let read = shell.read(&mut part).unwrap_or(0);
+        if read == 0 {
+            return Err(String::from_utf8_lossy(&said).into_owned());
+        }
+        said.extend_from_slice(&part[..read]);
+        let text = String::from_utf8_lossy(&said);
+        let Some((output, code)) = text.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end)) else {
+            continue;
+        };
+        if let Some((code, _)) = code.split_once('\n') {
+            return Ok((code.trim().parse().expect("a code"), output.trim().to_owned()));
+        }
     }
 }

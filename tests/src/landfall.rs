@@ -55,6 +55,9 @@ pub mod exit {
     pub const NOT_FOUND: i32 = 9;
 }
 
+/// Crash points that tests/failover.rs meets.
+pub const IN_FAILOVER: [&str; 3] = ["failover.step-done", "failover.step-written", "failover.copied"];
+
 /// The binary that belongs to the running test: `target/<profile>/landfall`.
 ///
 /// # Panics
@@ -382,6 +385,14 @@ impl Site {
     /// Runs a command as the customer does after a disaster: with the recovery key, and nothing that the site had.
     pub fn customer(&self, arguments: &[&str]) -> Ran {
         self.start_in(&self.new_state(), &strs(&self.as_customer(arguments))).finish()
+    }
+
+    /// The same with further variables in the environment.
+    pub fn customer_with(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Ran {
+        let all = self.as_customer(arguments);
+        let mut command = self.command(&self.new_state());
+        command.args(&all).envs(environment.iter().copied());
+        Running::start(command, &strs(&all)).finish()
     }
 
     /// Tries to make the vault and both key files.

@@ -1,10 +1,10 @@
-//! What stands beside the points: small signed records with a JSON body (generations, heartbeats, revocations; FORMAT.md section 8).
+//! What stands beside the points: small signed records with a JSON body (generations, heartbeats, revocations, jobs; FORMAT.md section 8).
 
 use landfall_model::{Digest, Error, ErrorKind, Generation, MachineId, Result, Seq, Timeline};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::record::{self, Kind, Position};
+use crate::record::{self, Kind, Position, Signed};
 use crate::vault::Vault;
 
 impl Vault {
@@ -24,9 +24,14 @@ impl Vault {
 
     /// Makes the object.
     pub(crate) fn sign_aside(&self, position: Position, body: &impl Serialize) -> Result<Vec<u8>> {
+        Ok(self.sign_linked(position, body)?.bytes)
+    }
+
+    /// Makes the object, and tells its digest: the link that the next one carries.
+    pub(crate) fn sign_linked(&self, position: Position, body: &impl Serialize) -> Result<Signed> {
         let body =
             serde_json::to_vec(body).map_err(|e| Error::with_source(ErrorKind::Bug, "cannot encode a record", e))?;
-        Ok(record::encode(self.site(), position, &body, &[])?.bytes)
+        record::encode(self.site(), position, &body, &[])
     }
 
     /// Reads one: what it says, and its digest. `None` where there is no such object.
@@ -38,10 +43,23 @@ impl Vault {
         name: &str,
         position: Position,
     ) -> Result<Option<(T, Digest)>> {
+        self.read_linked(name, |_| position).await
+    }
+
+    /// The same of one that carries a link: `position` tells what it must be with the link that it says it carries.
+    ///
+    /// # Errors
+    /// As for [`Self::read_aside`].
+    pub(crate) async fn read_linked<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        position: impl Fn(Digest) -> Position,
+    ) -> Result<Option<(T, Digest)>> {
         let Some(bytes) = self.store().get(name).await? else { return Ok(None) };
         let record = record::decode(self.site(), self.signers(), &bytes).map_err(|e| e.context(name))?;
         let whole = record.header.inline_start() == bytes.len() as u64;
-        if record.header.position != position || !whole {
+        let found = record.header.position;
+        if found != position(found.previous) || !whole {
             return Err(Error::corrupt(format!("{name}: it is another object, put in this place")));
         }
         let body = serde_json::from_slice(&record.body);

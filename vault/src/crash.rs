@@ -39,6 +39,12 @@ pub const CRASH_POINTS: &[&str] = &[
     "rehydrate.first-write",
     // all bytes are written, the image does not have its name yet.
     "rehydrate.before-finish",
+    // a step of a failover is done, and nobody has written that down: it finds out for itself when the job is gone on with.
+    "failover.step-done",
+    // it is written down.
+    "failover.step-written",
+    // a disk of the machine is copied and durable, and its overlay still has the vault behind it: copying it again finds nothing to do.
+    "failover.copied",
 ];
 
 /// Ends the process here, as `kill -9` would, where the environment variable `LANDFALL_CRASH_AT` names this point

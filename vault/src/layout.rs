@@ -1,7 +1,7 @@
 //! Every object name of a vault is built and parsed here (FORMAT.md section 1), relative to the vault's prefix.
 
 use landfall_model::{
-    DomainId, EpochId, GatewayId, Generation, MachineId, RecipientId, SegmentId, Seq, SiteKeyId, Timeline,
+    DomainId, EpochId, GatewayId, Generation, JobId, MachineId, RecipientId, SegmentId, Seq, SiteKeyId, Timeline,
 };
 
 /// The vault's own description.
@@ -18,6 +18,8 @@ pub const MACHINES: &str = "machines";
 pub const GATEWAYS: &str = "gateways";
 /// Folder of the revocations.
 pub const REVOKED: &str = "revoked";
+/// Folder of the jobs.
+pub const JOBS: &str = "control/jobs";
 /// Folder of what the probe of the store leaves for a moment.
 pub const PROBE: &str = "probe";
 
@@ -55,6 +57,16 @@ pub fn heartbeat(gateway: GatewayId) -> String {
 /// A revocation of a machine's certificates; `until` is its time in milliseconds since 1970.
 pub fn revocation(machine: MachineId, until: Seq) -> String {
     format!("{REVOKED}/{machine}/{}", until.key())
+}
+
+/// Folder of a job's records.
+pub fn job(job: JobId) -> String {
+    format!("{JOBS}/{job}")
+}
+
+/// A record of a job.
+pub fn job_record(id: JobId, seq: Seq) -> String {
+    format!("{}/{}", job(id), seq.key())
 }
 
 /// Folder of a machine's timelines.
@@ -99,6 +111,8 @@ pub enum Name {
     Heartbeat(GatewayId),
     /// A revocation.
     Revocation(MachineId, Seq),
+    /// A record of a job.
+    Job(JobId, Seq),
     /// A recovery point.
     Point(MachineId, Timeline, Seq),
     /// A checkpoint.
@@ -124,6 +138,7 @@ pub fn parse(name: &str) -> Option<Name> {
         }
         [GATEWAYS, gateway] => Name::Heartbeat(gateway.parse().ok()?),
         [REVOKED, machine, until] => Name::Revocation(machine.parse().ok()?, Seq::from_key(until).ok()?),
+        ["control", "jobs", job, seq] => Name::Job(job.parse().ok()?, Seq::from_key(seq).ok()?),
         [MACHINES, machine, "timelines", timeline, folder, seq] => {
             let (machine, timeline) = (machine.parse().ok()?, Timeline::from_key(timeline).ok()?);
             let seq = Seq::from_key(seq).ok()?;
@@ -158,6 +173,7 @@ mod tests {
             (generation(machine, g), Name::Generation(machine, g)),
             (heartbeat(gateway), Name::Heartbeat(gateway)),
             (revocation(machine, s), Name::Revocation(machine, s)),
+            (job_record(JobId::from_bytes([8; 16]), s), Name::Job(JobId::from_bytes([8; 16]), s)),
             (point(machine, t, s), Name::Point(machine, t, s)),
             (checkpoint(machine, t, s), Name::Checkpoint(machine, t, s)),
         ];

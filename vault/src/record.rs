@@ -1,4 +1,4 @@
-//! Records: the signed, sealed and chained objects: points, checkpoints, generations, heartbeats, revocations (FORMAT.md section 8).
+//! Records: the signed, sealed and chained objects: points, checkpoints, generations, heartbeats, revocations, jobs (FORMAT.md section 8).
 //!
 //! ```text
 //! | header 160 (plain) | sealed body | signature 64 | inline frames |
@@ -37,10 +37,13 @@ pub enum Kind {
     Heartbeat,
     /// Certificates of a machine that are refused.
     Revocation,
+    /// A failover, and how far it is.
+    Job,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Point, Self::Checkpoint, Self::Generation, Self::Heartbeat, Self::Revocation];
+    const ALL: [Self; 6] =
+        [Self::Point, Self::Checkpoint, Self::Generation, Self::Heartbeat, Self::Revocation, Self::Job];
 
     fn byte(self) -> u8 {
         match self {
@@ -49,6 +52,7 @@ impl Kind {
             Self::Generation => 3,
             Self::Heartbeat => 4,
             Self::Revocation => 5,
+            Self::Job => 6,
         }
     }
 }
@@ -60,17 +64,17 @@ pub struct Position {
     pub kind: Kind,
     /// Whose vault.
     pub vault: VaultId,
-    /// Whose machine; of a heartbeat, the gateway's id.
+    /// Whose machine; of a heartbeat, the gateway's id; of a job, its own.
     pub machine: MachineId,
     /// On which timeline (0 but for points and checkpoints).
     pub timeline: Timeline,
     /// The timeline of the point before.
     pub parent_timeline: Timeline,
-    /// Where on it (0 for generations and heartbeats; of a revocation, its time in milliseconds since 1970).
+    /// Where on it (0 for generations and heartbeats; of a revocation, its time in milliseconds since 1970; of a job, how often it was written).
     pub seq: Seq,
-    /// Under which generation (0 for heartbeats and revocations).
+    /// Under which generation (0 for heartbeats, revocations and jobs).
     pub generation: Generation,
-    /// The record digest of the point before; of the point itself for a checkpoint.
+    /// The record digest of the point before; of the point itself for a checkpoint; of the record before for a job.
     pub previous: Digest,
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use landfall_model::{ErrorKind, GatewayId, Generation, GenerationMeta, MachineName, Seq, Timestamp};
+use landfall_model::{ErrorKind, GatewayId, Generation, GenerationMeta, JobId, MachineName, Seq, Timestamp};
 
 use crate::crash::crash_point;
 use crate::heartbeat::{Beat, HEARTBEAT_TTL, Heartbeat, Held};
@@ -70,10 +70,14 @@ impl Machine {
         let us = heartbeat.gateway();
         for _ in 0..CLAIMS_MAX {
             let newest = self.generations().await?.last().copied();
-            let owner = match newest {
-                Some(generation) => self.generation(generation).await?.map(|m| m.gateway),
+            let claim = match newest {
+                Some(generation) => self.generation(generation).await?,
                 None => None,
             };
+            if let Some(job) = claim.as_ref().and_then(|claim| claim.failover) {
+                return Err(failed_over(name, job));
+            }
+            let owner = claim.map(|claim| claim.gateway);
             if let Some(owner) = owner.filter(|owner| *owner != us) {
                 self.until_given_up(owner).await?;
             }
@@ -85,7 +89,7 @@ impl Machine {
                 return Ok((tenure(generation), held));
             }
             let generation = newest.map_or(Generation::FIRST, Generation::next);
-            let meta = GenerationMeta { machine: name.clone(), gateway: us, claimed: now() };
+            let meta = GenerationMeta { machine: name.clone(), gateway: us, claimed: now(), failover: None };
             let object = layout::generation(self.id(), generation);
             let bytes = self.vault().sign_aside(self.claim(generation), &meta)?;
             let put = self.vault().store().put_if_absent(&object, bytes.into()).await?;
@@ -95,6 +99,54 @@ impl Machine {
             }
         }
         Err(Error::new(ErrorKind::Conflict, format!("other gateways keep claiming machine {name}: stop all but one")))
+    }
+
+    /// Claims the next generation for a failover: whoever writes this machine is fenced, and nobody may write it until [`Self::unfence`].
+    /// Done already, it is done no second time.
+    ///
+    /// # Errors
+    /// `Conflict` where another failover of this machine is under way.
+    pub async fn fence(&self, name: &MachineName, job: JobId, now: impl Fn() -> Timestamp) -> Result<Generation> {
+        self.claim_for(name, job, Some(job), now).await
+    }
+
+    /// Lets gateways write this machine again, where this failover fenced them.
+    ///
+    /// # Errors
+    /// `Conflict` where another failover of this machine is under way.
+    pub async fn unfence(&self, name: &MachineName, job: JobId, now: impl Fn() -> Timestamp) -> Result<Generation> {
+        self.claim_for(name, job, None, now).await
+    }
+
+    async fn claim_for(
+        &self,
+        name: &MachineName,
+        job: JobId,
+        failover: Option<JobId>,
+        now: impl Fn() -> Timestamp,
+    ) -> Result<Generation> {
+        for _ in 0..CLAIMS_MAX {
+            let newest = self.generations().await?.last().copied();
+            let fenced = match newest {
+                Some(generation) => self.generation(generation).await?.and_then(|claim| claim.failover),
+                None => None,
+            };
+            match (newest, fenced) {
+                (_, Some(other)) if other != job => return Err(failed_over(name, other)),
+                (Some(generation), fenced) if fenced == failover => return Ok(generation),
+                _ => {}
+            }
+            let generation = newest.map_or(Generation::FIRST, Generation::next);
+            let gateway = GatewayId::from_bytes(*job.as_bytes());
+            let meta = GenerationMeta { machine: name.clone(), gateway, claimed: now(), failover };
+            let bytes = self.vault().sign_aside(self.claim(generation), &meta)?;
+            let object = layout::generation(self.id(), generation);
+            let put = self.vault().store().put_if_absent(&object, bytes.into()).await?;
+            if put == Put::Created || self.generation(generation).await? == Some(meta) {
+                return Ok(generation);
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, format!("gateways keep claiming machine {name}: stop them")))
     }
 
     /// Waits until the holder has given the machine back, or has not changed its heartbeat for its time to live.
@@ -120,6 +172,13 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+fn failed_over(name: &MachineName, job: JobId) -> Error {
+    let why = format!(
+        "machine {name} was failed over: it is written no more until `landfall failover cancel {job}` gives it back"
+    );
+    Error::new(ErrorKind::Conflict, why)
 }
 
 impl Tenure {

@@ -212,7 +212,7 @@ impl Check {
         Ok(())
     }
 
-    /// Heartbeats and revocations: no restore needs them, and none of them need be there.
+    /// Heartbeats, revocations, jobs: no restore needs them, and none of them need be there.
     async fn beside_the_points(&mut self) -> Result<()> {
         for gateway in self.vault.gateways().await? {
             let read = self.vault.heartbeat(gateway).await;
@@ -221,6 +221,10 @@ impl Check {
         for key in self.vault.revocations().await? {
             let read = self.vault.revocation(key).await;
             self.note(&key.name(), read)?;
+        }
+        for id in self.vault.jobs().await? {
+            let read = self.vault.job(id).await;
+            self.note(&layout::job(id), read)?;
         }
         Ok(())
     }

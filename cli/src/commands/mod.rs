@@ -2,7 +2,9 @@
 
 mod agent;
 mod demo;
+mod failover;
 mod gateway;
+mod jobs;
 mod keys;
 mod points;
 mod rehydrate;
@@ -29,6 +31,8 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Machines => points::machines(common).await?,
         Command::Rehydrate(args) => return rehydrate::run(common, args).await,
         Command::Serve(args) => return serve::run(common, args).await,
+        Command::Failover(command) => return failover::run(common, command).await,
+        Command::Jobs { command } => return jobs::run(common, command).await,
         Command::Verify(args) => return verify::run(common, args).await,
         Command::Keys(KeysCommand::Shares { threshold, shares }) => keys::shares(common, threshold, shares)?,
         Command::Keys(KeysCommand::Combine { files }) => keys::combine(common, &files)?,

@@ -172,3 +172,31 @@ async fn many_machines_are_told_of_in_one_request() {
     heartbeat.tell().await.expect("stored");
     assert!(world.vault.heartbeat(A).await.expect("right").expect("there").gave_back(A, first));
 }
+
+const J: JobId = JobId::from_bytes([0x1; 16]);
+const K: JobId = JobId::from_bytes([0x2; 16]);
+
+#[tokio::test(start_paused = true)]
+async fn a_failover_fences_the_gateway_that_lives_and_every_other_until_it_is_cancelled() {
+    let world = World::new().await;
+    let (a, b) = (world.gateway(A), world.gateway(B));
+    let (tenure, _held) = world.take(&a).await.expect("nobody else is there");
+    let renewing = alive(&a);
+    let machine = world.vault.machine(&world.name);
+    let fence = machine.fence(&world.name, J, now).await.expect("fenced");
+    assert!(fence > tenure.generation());
+    assert_eq!(machine.fence(&world.name, J, now).await.expect("done already"), fence);
+    assert_eq!(tenure.still_held().await.expect_err("fenced").kind(), ErrorKind::Conflict);
+    for gateway in [&a, &b] {
+        let refused = world.take(gateway).await.map(drop).expect_err("nobody may write it");
+        assert!(refused.to_string().contains(&J.to_string()), "{refused}");
+    }
+    assert!(machine.fence(&world.name, K, now).await.is_err(), "another failover");
+    assert!(machine.unfence(&world.name, K, now).await.is_err(), "which cannot lift the fence of the first");
+    let lifted = machine.unfence(&world.name, J, now).await.expect("lifted");
+    assert!(lifted > fence);
+    assert_eq!(machine.unfence(&world.name, J, now).await.expect("done already"), lifted);
+    let (tenure, _held) = world.take(&b).await.expect("it may be written again");
+    assert!(tenure.generation() > lifted);
+    renewing.abort();
+}

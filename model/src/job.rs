@@ -1,0 +1,116 @@
+//! What a job says of itself (FORMAT.md section 8): a failover, with what was asked for, what was done, and what runs where.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{JobId, MachineName, Seq, Timeline, Timestamp};
+
+/// What is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobKind {
+    /// A machine beside the source, for a while. Source and replication are not touched.
+    Test,
+    /// The source is lost: a machine in its place.
+    Unplanned,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// A step is being done, or was when its process was killed: to be gone on with.
+    Running,
+    /// The machine runs.
+    Up,
+    /// A step failed: the last one says why. To be gone on with, or cleaned up.
+    Failed,
+    /// The failover is final.
+    Committed,
+    /// The machine was ended and its disks removed, and the source may go on.
+    Cancelled,
+    /// The test is over, and nothing of it is left.
+    Cleaned,
+}
+
+impl JobState {
+    /// Whether nothing more is done.
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Committed | Self::Cancelled | Self::Cleaned)
+    }
+}
+
+/// A step.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JobStep {
+    /// What is done.
+    pub name: String,
+    /// When it was begun last.
+    pub started: Timestamp,
+    /// When it was done, or failed; none while it is being done.
+    pub ended: Option<Timestamp>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// What came of it, for people.
+    pub detail: Option<String>,
+}
+
+impl JobStep {
+    /// Whether it was done, and need not be done again.
+    pub fn is_done(&self) -> bool {
+        self.ended.is_some() && self.error.is_none()
+    }
+
+    /// How long it took, in milliseconds; none while it is being done.
+    pub fn took_ms(&self) -> Option<u64> {
+        u64::try_from(self.ended?.millis().saturating_sub(self.started.millis())).ok()
+    }
+}
+
+/// The point that the machine was made from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JobPoint {
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// Its number.
+    pub seq: Seq,
+    /// The moment that its bytes are of.
+    pub time: Timestamp,
+}
+
+/// Body of a job record: all of its state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JobMeta {
+    /// Which job.
+    pub job: JobId,
+    /// What is done.
+    pub kind: JobKind,
+    /// To which machine.
+    pub machine: MachineName,
+    /// Where it is brought up: `kvm`.
+    pub target: String,
+    /// The point as it was asked for: `latest`, a number or a time.
+    pub asked: String,
+    /// The point, once it was chosen.
+    pub point: Option<JobPoint>,
+    /// How far it is.
+    pub state: JobState,
+    /// What was done, in order.
+    pub steps: Vec<JobStep>,
+    /// The host that does it.
+    pub host: String,
+    /// The folder of that host where the machine's disks lie.
+    pub folder: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When this was written.
+    pub updated: Timestamp,
+    /// A test is over then.
+    pub lease_until: Option<Timestamp>,
+}
+
+impl JobMeta {
+    /// A step by its name.
+    pub fn step(&self, name: &str) -> Option<&JobStep> {
+        self.steps.iter().find(|s| s.name == name)
+    }
+}

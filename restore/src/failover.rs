@@ -1,0 +1,291 @@
+//! Failover: a machine in the place of another, as a job that stands in the vault.
+//!
+//! ```text
+//!   begin --> supervise: fence -> point -> disks -> machine -> up --unplanned--> hydrate --> (commit | cancel)
+//!                                                               '--test-------> until the lease ends, or cleanup
+//! ```
+//! Whoever supervises may be killed at any moment: each step finds out for itself what is done already, and is written down when it is done. See
+//! `docs/adr/0019-serve-and-failover.md`.
+
+mod place;
+mod recorder;
+mod supervisor;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use landfall_model::{Error, ErrorKind, JobId, JobKind, JobMeta, JobState, MachineName, Result, Timestamp};
+use landfall_vault::{Job, Selector, Vault, now};
+
+use crate::kvm::{self, Files, Plan, Settings};
+use place::Place;
+use recorder::{Recorder, in_the_way};
+pub use supervisor::{Supervision, Told};
+
+/// How long whoever supervises may take to end in order.
+const END_LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(100);
+
+/// A failover that is asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What is done.
+    pub kind: JobKind,
+    /// To which machine.
+    pub machine: MachineName,
+    /// The point, as text that parses as a [`Selector`].
+    pub asked: String,
+    /// The target's file, and its name for errors.
+    pub settings: (String, PathBuf),
+    /// The job's folder is made below this one.
+    pub root: PathBuf,
+    /// A test ends after so long.
+    pub lease: Duration,
+}
+
+/// What this host calls itself.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+/// All jobs, the newest first. What cannot be read is told, and left out.
+///
+/// # Errors
+/// `Unavailable`.
+pub async fn jobs(vault: &Vault) -> Result<Vec<JobMeta>> {
+    let mut found = Vec::new();
+    for id in vault.jobs().await? {
+        match vault.job(id).await {
+            Ok(job) => found.push(job.meta),
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+            Err(error) => tracing::warn!(%error, job = %id, "a job cannot be read"),
+        }
+    }
+    found.sort_by_key(|meta| std::cmp::Reverse(meta.created));
+    Ok(found)
+}
+
+/// Makes a job, and its folder on this host.
+///
+/// # Errors
+/// `Usage` where the settings are wrong, `NotFound` where there is no such machine or point, `Conflict` where the machine is failed over already.
+pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
+    let Request { kind, machine, asked, settings: (text, file), root, lease } = request;
+    let settings = Settings::parse(&text, &file)?;
+    if kind == JobKind::Unplanned {
+        settings.with_network()?;
+        let others = jobs(vault).await?;
+        let other = others.iter().find(|j| j.kind == JobKind::Unplanned && j.machine == machine && !j.state.is_over());
+        if let Some(other) = other {
+            return Err(in_the_way(other));
+        }
+    }
+    let log = vault.machine(&machine);
+    let line = log.line().await?;
+    if line.is_empty() {
+        let why =
+            format!("machine {machine} has no recovery points in {}: see `landfall machines`", vault.store().url());
+        return Err(Error::new(ErrorKind::NotFound, why));
+    }
+    let selector: Selector = asked.parse()?;
+    log.select(&line, selector).await.map_err(|e| e.context(format!("machine {machine}")))?;
+    let job = JobId::from_bytes(random()?);
+    let lease_ms = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX / 2);
+    let created = now();
+    let place = Place::make(&root, job)?;
+    place.keep_settings(&text)?;
+    let meta = JobMeta {
+        job,
+        kind,
+        machine,
+        target: "kvm".to_owned(),
+        asked,
+        point: None,
+        state: JobState::Running,
+        steps: Vec::new(),
+        host: host(),
+        folder: place.folder().display().to_string(),
+        created,
+        updated: created,
+        lease_until: (kind == JobKind::Test).then(|| Timestamp::from_millis(created.millis().saturating_add(lease_ms))),
+    };
+    match vault.put_job(meta, None).await {
+        Ok(job) => Ok(job.meta),
+        Err(error) => {
+            place.remove()?;
+            Err(error)
+        }
+    }
+}
+
+fn random() -> Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    for half in bytes.chunks_exact_mut(8) {
+        let hex = landfall_vault::random_hex()?;
+        half.copy_from_slice(&u64::from_str_radix(&hex, 16).unwrap_or_default().to_le_bytes());
+    }
+    Ok(bytes)
+}
+
+/// The folder of a job on this host, if it is there.
+///
+/// # Errors
+/// `Conflict` where its record names something else.
+pub fn folder(meta: &JobMeta) -> Result<Option<PathBuf>> {
+    Ok(Place::of_job(Path::new(&meta.folder), meta.job)?.map(|place| place.folder().to_owned()))
+}
+
+/// Removes the folder of a job below a root, where its supervisor was killed. Does nothing while somebody works there.
+///
+/// # Errors
+/// What the host says.
+pub fn tidy(root: &Path, job: JobId) -> Result<()> {
+    match Place::of_job(&root.join(job.to_string()), job)? {
+        Some(place) if place.take()?.is_some() => place.remove(),
+        _ => Ok(()),
+    }
+}
+
+/// Ends the tests of this host whose lease has ended, or whose supervisor was killed.
+///
+/// # Errors
+/// `Unavailable`; what the host says.
+pub async fn sweep(vault: &Vault, root: &Path) -> Result<()> {
+    let folders = std::fs::read_dir(root).into_iter().flatten().flatten();
+    for id in folders.filter_map(|entry| entry.file_name().to_str()?.parse::<JobId>().ok()) {
+        let Ok(job) = vault.job(id).await else { continue };
+        let begun = job.meta.steps.iter().any(|s| s.name == supervisor::MACHINE);
+        let abandoned = job.meta.kind == JobKind::Test
+            && (job.meta.state.is_over() || begun || job.meta.lease_until.is_some_and(|until| until < now()));
+        let Some(place) = Place::of_job(&root.join(id.to_string()), id)?.filter(|_| abandoned) else { continue };
+        if Path::new(&job.meta.folder) == place.folder() && place.take()?.is_some() {
+            tracing::info!(job = %id, "a test that nobody supervises any more is cleaned up");
+            clean(vault, job).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends whatever of a job runs on this host, and removes its folder.
+async fn end_here(meta: &JobMeta) -> Result<()> {
+    let Some(place) = Place::of_job(Path::new(&meta.folder), meta.job)? else { return Ok(()) };
+    let deadline = tokio::time::Instant::now() + END_LIMIT;
+    while place.exists() && place.ask_to_end()? {
+        if tokio::time::Instant::now() > deadline {
+            let why = format!("job {} does not end: its process works on in {}", meta.job, place.folder().display());
+            return Err(Error::new(ErrorKind::Unavailable, why));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    if !place.exists() {
+        return Ok(());
+    }
+    kvm::end(&Files::of(place.folder())).await?;
+    place.remove()
+}
+
+async fn clean(vault: &Vault, job: Job) -> Result<JobMeta> {
+    end_here(&job.meta).await?;
+    // Whoever supervised it may have written that it is over.
+    let job = vault.job(job.meta.job).await?;
+    let mut recorder = Recorder::new(vault.clone(), job);
+    if !recorder.meta().state.is_over() {
+        recorder.change(|meta| meta.state = JobState::Cleaned).await?;
+    }
+    Ok(recorder.meta().clone())
+}
+
+fn must_be(meta: &JobMeta, kind: JobKind, what: &str) -> Result<()> {
+    if meta.kind != kind {
+        let is = match meta.kind {
+            JobKind::Test => "a test: end it with `landfall failover cleanup`",
+            JobKind::Unplanned => "a failover: end it with `landfall failover commit` or `landfall failover cancel`",
+        };
+        return Err(Error::new(ErrorKind::Usage, format!("job {} cannot be {what}: it is {is}", meta.job)));
+    }
+    Ok(())
+}
+
+fn must_be_here(meta: &JobMeta) -> Result<()> {
+    let here = host();
+    if meta.host != here {
+        let why = format!(
+            "job {} runs on host {}, this is {here}: run the command there, or pass --host-is-lost to `failover cancel` where that host is gone for good",
+            meta.job, meta.host
+        );
+        return Err(Error::new(ErrorKind::Conflict, why));
+    }
+    Ok(())
+}
+
+/// Ends a test: nothing of it is left on this host.
+///
+/// # Errors
+/// `Usage` where it is no test, `Conflict` where it runs on another host, `NotFound`, `Unavailable`.
+pub async fn cleanup(vault: &Vault, id: JobId) -> Result<JobMeta> {
+    let job = vault.job(id).await?;
+    must_be(&job.meta, JobKind::Test, "cleaned up")?;
+    must_be_here(&job.meta)?;
+    clean(vault, job).await
+}
+
+/// Makes a failover final.
+///
+/// # Errors
+/// `Usage` where it is a test, `Conflict` where the machine is not up, or its disks are not all on this host yet.
+pub async fn commit(vault: &Vault, id: JobId) -> Result<JobMeta> {
+    let job = vault.job(id).await?;
+    must_be(&job.meta, JobKind::Unplanned, "committed")?;
+    let mut recorder = Recorder::new(vault.clone(), job);
+    match recorder.meta().state {
+        JobState::Committed => return Ok(recorder.meta().clone()),
+        JobState::Cancelled => {
+            return Err(Error::new(ErrorKind::Conflict, format!("job {id} was cancelled: nothing is left to commit")));
+        }
+        _ => {}
+    }
+    if !recorder.meta().step(supervisor::HYDRATE).is_some_and(landfall_model::JobStep::is_done) {
+        let why = format!(
+            "job {id} cannot be committed yet: its disks are not whole on the target; see `landfall jobs show {id}`"
+        );
+        return Err(Error::new(ErrorKind::Conflict, why));
+    }
+    recorder.change(|meta| meta.state = JobState::Committed).await?;
+    Ok(recorder.meta().clone())
+}
+
+/// Takes a failover back: the machine is ended, its disks with all that was written to them are removed, and the source may go on.
+///
+/// # Errors
+/// `Usage` where it is a test, `Conflict` where it was committed, or runs on another host, unless that is lost.
+pub async fn cancel(vault: &Vault, id: JobId, host_is_lost: bool) -> Result<JobMeta> {
+    let job = vault.job(id).await?;
+    must_be(&job.meta, JobKind::Unplanned, "cancelled")?;
+    if job.meta.state == JobState::Committed {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("job {id} was committed: there is no way back but failback"),
+        ));
+    }
+    if !host_is_lost || job.meta.host == host() {
+        must_be_here(&job.meta)?;
+        end_here(&job.meta).await?;
+    }
+    let job = vault.job(id).await?;
+    let mut recorder = Recorder::new(vault.clone(), job);
+    let machine = recorder.meta().machine.clone();
+    vault.machine(&machine).unfence(&machine, id, now).await?;
+    if recorder.meta().state != JobState::Cancelled {
+        recorder.change(|meta| meta.state = JobState::Cancelled).await?;
+    }
+    Ok(recorder.meta().clone())
+}
+
+/// What is to be made of a job's point, in a place with its target's file.
+fn plan(meta: &JobMeta, place: &Place, point: landfall_model::PointMeta) -> Result<Plan> {
+    let title = format!("landfall-{}-{}", meta.machine, &meta.job.to_string()[..8]);
+    let (text, file) = place.settings()?;
+    let settings = Settings::parse(&text, &file)?;
+    Ok(Plan { files: Files::of(place.folder()), settings, point, test: meta.kind == JobKind::Test, title })
+}

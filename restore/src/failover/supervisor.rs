@@ -1,0 +1,299 @@
+//! Who does a job: serves the disks, starts the machine, and stays with it for as long as it needs somebody.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use landfall_keys::RecoveryKey;
+use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, Result};
+use landfall_nbd::server::{Address, Disk, Listening, Server};
+use landfall_vault::{Selector, Vault, now};
+use tokio::time::sleep;
+
+use super::place::{Lock, Place};
+use super::recorder::Recorder;
+use super::{host, plan};
+use crate::disk_view::PointView;
+use crate::export::ReadOnly;
+use crate::kvm::{self, Files, Plan, Running};
+
+/// Names of steps.
+pub(super) const FENCE: &str = "fence";
+pub(super) const POINT: &str = "point";
+pub(super) const DISKS: &str = "disks";
+pub(super) const MACHINE: &str = "machine";
+pub(super) const UP: &str = "up";
+pub(super) const HYDRATE: &str = "hydrate";
+
+/// Memory for what was read from the vault.
+const CACHE_BYTES: u64 = 256 << 20;
+/// How often a machine is looked at.
+const WATCH: Duration = Duration::from_secs(1);
+/// After copying failed it is tried again after so long.
+const RETRY: Duration = Duration::from_secs(15);
+
+/// What whoever waits for the machine is told.
+#[derive(Debug)]
+pub enum Told<'a> {
+    /// A step begins.
+    Step(&'a str),
+    /// The machine is up.
+    Up,
+    /// It is not, and why. It may run all the same.
+    Failed(&'a Error),
+}
+
+/// Somebody who does a job.
+pub struct Supervision<'a> {
+    /// The vault.
+    pub vault: &'a Vault,
+    /// Opens its content.
+    pub recovery: Arc<RecoveryKey>,
+    /// Where folders of jobs are made, if this host takes it over from another.
+    pub root: PathBuf,
+    /// The target's file, where it is another than the one that the job was begun with.
+    pub settings: Option<String>,
+    /// The beginning of a command line that becomes a program which ends with us.
+    pub stub: Vec<String>,
+    /// Hears what happens.
+    pub told: Box<dyn FnMut(Told<'_>) + 'a>,
+}
+
+impl Supervision<'_> {
+    /// Does a job, from wherever it stands. Returns when the machine needs nobody any more, or `stop` says so.
+    ///
+    /// To be run on the thread that lives as long as the process: the machine of a test ends with the thread that started it.
+    ///
+    /// # Errors
+    /// `Conflict` where somebody else does it, or it is over; those of the steps.
+    pub async fn run(mut self, id: JobId, stop: impl Future<Output = ()>) -> Result<()> {
+        let job = self.vault.job(id).await?;
+        if job.meta.state.is_over() {
+            return Err(Error::new(ErrorKind::Conflict, format!("job {id} is over: see `landfall jobs show {id}`")));
+        }
+        let mut recorder = Recorder::new(self.vault.clone(), job);
+        let place = self.settle(&mut recorder).await?;
+        let lock = place.take()?;
+        let lock = lock.ok_or_else(|| {
+            Error::new(ErrorKind::Conflict, format!("job {id} is being worked on by another process of this host"))
+        })?;
+        tokio::pin!(stop);
+        let made = tokio::select! {
+            made = self.make(&mut recorder, &place) => made,
+            () = &mut stop => Err(Error::new(ErrorKind::Unavailable, "it was told to stop")),
+        };
+        let test = recorder.meta().kind == JobKind::Test;
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => {
+                (self.told)(Told::Failed(&error));
+                if test {
+                    self.wipe(&mut recorder, &place, lock).await?;
+                }
+                return Err(error);
+            }
+        };
+        let Made { plan, machine, server } = made;
+        let ended =
+            async { server.await.map_err(|e| Error::with_source(ErrorKind::Bug, "the server of the disks died", e))? };
+        let outcome = if test {
+            let attended = attend(&recorder, &machine);
+            tokio::select! {
+                () = attended => Ok(()),
+                served = ended => served,
+                () = &mut stop => Ok(()),
+            }
+        } else {
+            tokio::select! {
+                hydrated = self.hydrate(&mut recorder, &machine, &plan) => hydrated,
+                served = ended => served,
+                () = &mut stop => Ok(()),
+            }
+        };
+        if test {
+            self.wipe(&mut recorder, &place, lock).await?;
+        }
+        outcome
+    }
+
+    /// The folder where the job is done: that of this host, where it was begun elsewhere and nothing runs there.
+    async fn settle(&self, recorder: &mut Recorder) -> Result<Place> {
+        let (here, id) = (host(), recorder.meta().job);
+        let found = if recorder.meta().host == here {
+            Place::of_job(Path::new(&recorder.meta().folder), id)?
+        } else if recorder.meta().step(MACHINE).is_some() {
+            let why = format!(
+                "job {id} has a machine on host {}, this is {here}: go on there, or cancel it there and begin anew",
+                recorder.meta().host
+            );
+            return Err(Error::new(ErrorKind::Conflict, why));
+        } else {
+            None
+        };
+        let place = match found {
+            Some(place) => place,
+            None => {
+                let place = Place::make(&self.root, id)?;
+                let folder = place.folder().display().to_string();
+                recorder.change(|meta| (meta.host, meta.folder) = (here, folder)).await?;
+                place
+            }
+        };
+        if let Some(text) = &self.settings {
+            place.keep_settings(text)?;
+        }
+        Ok(place)
+    }
+
+    /// Ends a test: its machine, its folder.
+    async fn wipe(&mut self, recorder: &mut Recorder, place: &Place, lock: Lock) -> Result<()> {
+        kvm::end(&Files::of(place.folder())).await?;
+        place.remove()?;
+        drop(lock);
+        let failed = recorder.meta().state == JobState::Failed && recorder.meta().step(UP).is_none();
+        if !failed {
+            recorder.change(|meta| meta.state = JobState::Cleaned).await?;
+        }
+        Ok(())
+    }
+
+    /// All steps until the machine runs.
+    async fn make(&mut self, recorder: &mut Recorder, place: &Place) -> Result<Made> {
+        let Self { vault, told, .. } = self;
+        let (kind, id, name) = (recorder.meta().kind, recorder.meta().job, recorder.meta().machine.clone());
+        if kind == JobKind::Unplanned {
+            told(Told::Step(FENCE));
+            let fence = async {
+                let generation = vault.machine(&name).fence(&name, id, now).await?;
+                Ok(((), Some(format!("generation {generation}: no gateway writes this machine any more"))))
+            };
+            recorder.step(FENCE, fence).await?;
+        }
+        told(Told::Step(POINT));
+        let selector = match recorder.meta().point {
+            Some(point) => Selector::Seq(point.seq),
+            None => recorder.meta().asked.parse()?,
+        };
+        let (recovery, before) = (self.recovery.clone(), recorder.meta().point);
+        let choose = async {
+            let view = PointView::open(vault, recovery, &name, selector, CACHE_BYTES).await?;
+            let (key, meta) = (view.key(), view.meta());
+            let point = JobPoint { timeline: key.timeline, seq: key.seq, time: meta.source_time };
+            if before.is_some_and(|before| before != point) {
+                let why = format!("point {} is another than the one that the job was begun with", key.seq);
+                return Err(Error::new(ErrorKind::Conflict, why));
+            }
+            let said = format!("point {} of {}", key.seq, meta.source_time);
+            Ok(((view, point), Some(said)))
+        };
+        let (view, point) = recorder.step(POINT, choose).await?;
+        if before.is_none() {
+            recorder.change(|meta| meta.point = Some(point)).await?;
+        }
+        let plan = plan(recorder.meta(), place, view.meta().clone())?;
+        told(Told::Step(DISKS));
+        let for_disks = plan.clone();
+        let disks = async {
+            let made = tokio::task::spawn_blocking(move || kvm::make_disks(&for_disks)).await;
+            made.map_err(|e| Error::with_source(ErrorKind::Bug, "making disks ended early", e))??;
+            Ok(((), None))
+        };
+        recorder.step(DISKS, disks).await?;
+        let server = serve(&view, &plan).await?;
+        told(Told::Step(MACHINE));
+        let stub = (kind == JobKind::Test).then_some(self.stub.as_slice());
+        let start = async {
+            let machine = match Running::find_at(&plan.files).await {
+                Some(machine) => machine,
+                None => Running::start(&plan, stub).await?,
+            };
+            machine.check().await?;
+            Ok((machine, None))
+        };
+        let machine = recorder.step(MACHINE, start).await?;
+        told(Told::Step(UP));
+        let up = async {
+            match &plan.settings.probe {
+                Some(probe) => machine.until_up(&plan, probe).await?,
+                None => machine.check().await?,
+            }
+            Ok(((), None))
+        };
+        // One that is not up runs all the same, and somebody will want to look at it.
+        match recorder.step(UP, up).await {
+            Ok(()) => {
+                recorder.change(|meta| meta.state = JobState::Up).await?;
+                told(Told::Up);
+            }
+            Err(error) => told(Told::Failed(&error)),
+        }
+        Ok(Made { plan, machine, server })
+    }
+
+    /// Copies what is still only in the vault, for as long as it takes.
+    async fn hydrate(&mut self, recorder: &mut Recorder, machine: &Running, plan: &Plan) -> Result<()> {
+        loop {
+            let failed = recorder.meta().state == JobState::Failed;
+            let far = Cell::new((0, 0));
+            let copy = async {
+                let (mut before, mut last) = (0, 0);
+                for place in 0..plan.point.disks.len() {
+                    let told = |done, of| {
+                        last = of;
+                        far.set((before + done, before + of));
+                    };
+                    machine.hydrate(plan, place, told).await?;
+                    before += std::mem::take(&mut last);
+                }
+                Ok(((), Some(format!("{} MiB, all on this host", before >> 20))))
+            };
+            let how_far = || {
+                let (done, of) = far.get();
+                Some(format!("{} of {} MiB of the disk", done >> 20, of >> 20))
+            };
+            let copied = recorder.long_step(HYDRATE, how_far, copy).await;
+            recorder.change(|meta| meta.state = if failed { JobState::Failed } else { JobState::Up }).await?;
+            match copied {
+                Ok(()) => return Ok(()),
+                // The machine reads on from the vault meanwhile: who gives up here stops it.
+                Err(error) => {
+                    tracing::error!(%error, "copying the disks failed: it is tried again");
+                    machine.check().await?;
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+struct Made {
+    plan: Plan,
+    machine: Running,
+    server: tokio::task::JoinHandle<Result<()>>,
+}
+
+/// Serves the disks of a point to the machine.
+async fn serve(view: &PointView, plan: &Plan) -> Result<tokio::task::JoinHandle<Result<()>>> {
+    let mut exports: BTreeMap<String, Arc<dyn Disk>> = BTreeMap::new();
+    let content: Vec<&DiskName> = plan.point.disks.iter().filter(|d| !d.excluded).map(|d| &d.name).collect();
+    for name in content {
+        exports.insert(name.to_string(), Arc::new(ReadOnly(view.disk(name)?)));
+    }
+    let listening = Listening::at(&Address::Unix(plan.files.nbd())).await?;
+    Ok(tokio::spawn(async move { Server::new(exports).serve(&listening).await }))
+}
+
+/// Returns when a test's lease has ended, or its machine.
+async fn attend(recorder: &Recorder, machine: &Running) {
+    let until = recorder.meta().lease_until.unwrap_or_else(now);
+    while now() < until {
+        if let Err(error) = machine.check().await {
+            tracing::warn!(%error, "the machine of the test has ended");
+            return;
+        }
+        sleep(WATCH).await;
+    }
+    tracing::info!("the lease of the test has ended");
+}

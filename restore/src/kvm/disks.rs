@@ -1,0 +1,78 @@
+//! The files of a machine's disks: an overlay over the vault for each that is protected, and an empty one for the others.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+
+use landfall_model::{DiskMeta, Error, ErrorKind, Result};
+
+use super::Plan;
+
+/// Runs a program to its end.
+///
+/// # Errors
+/// `Unsupported` where it is not there; `Unavailable` with what it says where it fails.
+fn run(program: &str, command: &mut Command) -> Result<String> {
+    let done = command.output().map_err(|e| {
+        let why = format!("cannot start {program}: install it, or put it on the PATH");
+        Error::with_source(ErrorKind::Unsupported, why, e)
+    })?;
+    if done.status.success() {
+        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&done.stderr);
+    Err(Error::new(ErrorKind::Unavailable, format!("{program} failed: {}", said.trim())))
+}
+
+/// Makes the disks that are not there yet. Blocks. The overlays read what nobody has written from the export of the same name.
+///
+/// # Errors
+/// What the host says; `Unsupported` where `qemu-img` is missing.
+pub(crate) fn make(plan: &Plan) -> Result<()> {
+    for disk in &plan.point.disks {
+        let path = if disk.excluded { plan.files.empty_disk(&disk.name) } else { plan.files.disk(&disk.name) };
+        if path.exists() {
+            continue;
+        }
+        // Under another name until it is whole: what has its name need not be made again.
+        let mut new = path.clone().into_os_string();
+        new.push("-new");
+        let new = Path::new(&new);
+        let _ = std::fs::remove_file(new);
+        let fail =
+            |e: std::io::Error| Error::with_source(ErrorKind::of_io(&e), format!("cannot make {}", path.display()), e);
+        if disk.excluded {
+            File::create_new(new).and_then(|file| file.set_len(sectors(disk))).map_err(fail)?;
+            if plan.settings.swap.contains(&disk.name) {
+                run("mkswap", Command::new("mkswap").arg("--label").arg(disk.name.as_str()).arg(new))?;
+            }
+        } else {
+            let mut qemu_img = Command::new("qemu-img");
+            // Not opened now: nothing need be served yet.
+            qemu_img.args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", &backing(plan, disk)]);
+            run("qemu-img", qemu_img.arg(new).arg(sectors(disk).to_string()))?;
+        }
+        std::fs::rename(new, &path).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// A disk of QEMU has whole sectors. One whose size is not known, since it is not protected, keeps its place.
+fn sectors(disk: &DiskMeta) -> u64 {
+    let least = if disk.excluded { 1 << 20 } else { 512 };
+    disk.size.next_multiple_of(512).max(least)
+}
+
+/// Where the overlay says that it has the rest of its bytes from.
+fn backing(plan: &Plan, disk: &DiskMeta) -> String {
+    format!("nbd+unix:///{}?socket={}", disk.name, plan.files.nbd().display())
+}
+
+/// Whether a disk still needs the vault: its overlay has something behind it.
+pub(crate) fn needs_vault(path: &Path) -> Result<bool> {
+    let mut qemu_img = Command::new("qemu-img");
+    let said = run("qemu-img", qemu_img.args(["info", "-U", "--output=json"]).arg(path))?;
+    let info: serde_json::Value = serde_json::from_str(&said)
+        .map_err(|e| Error::with_source(ErrorKind::Unsupported, "qemu-img says what is not JSON", e))?;
+    Ok(info.get("backing-filename").is_some())
+}

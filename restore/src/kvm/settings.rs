@@ -1,0 +1,254 @@
+//! Settings of the target `kvm`: what the shape in the point does not say, or is to be otherwise.
+//!
+//! ```toml
+//! [kvm]
+//! network = "bridge:br0"        # "none", "isolated" (a network of its own), "user" (out by this host's), "bridge:NAME"
+//! cpus = 4                      # default: as in the point, or 2
+//! memory = "8GiB"               # default: as in the point, or 2GiB
+//! firmware = "uefi"             # or "bios"; default: as in the point, or "bios"
+//! bus = "virtio"                # of the disks: "virtio", "scsi", "sata", "nvme"
+//! accel = "auto"                # "kvm", "tcg" (emulation); "auto": KVM where this host has it
+//! probe = "console:login:"      # up when this is on the first serial port; or "agent": when the guest's agent answers; default: when it runs
+//! probe_limit = "5min"          # the default
+//! arguments = ["-device", "..."] # more arguments for QEMU
+//!
+//! [[disk]]
+//! name = "swap"                 # a disk that is not protected comes back empty, or
+//! format = "swap"               # made swap, with a label of its own
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use landfall_model::{DiskName, Error, ErrorKind, Result};
+use landfall_settings::{Source, Table};
+
+const KEYS: &[&str] = &[
+    "network",
+    "cpus",
+    "memory",
+    "firmware",
+    "bus",
+    "accel",
+    "cpu",
+    "machine",
+    "qemu",
+    "kernel",
+    "initrd",
+    "append",
+    "probe",
+    "probe_limit",
+    "arguments",
+];
+const PROBE_LIMIT: Duration = Duration::from_secs(300);
+
+/// What the machine's network interfaces are connected to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Network {
+    /// It has none.
+    None,
+    /// A network of its own, which reaches nothing.
+    Isolated,
+    /// Out by way of this host, and nobody in.
+    User,
+    /// A bridge of this host.
+    Bridge(String),
+}
+
+/// When the machine is up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Probe {
+    /// This stands on its first serial port.
+    Console(String),
+    /// Its guest agent answers.
+    Agent,
+}
+
+/// The settings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Settings {
+    pub(crate) network: Option<Network>,
+    pub(crate) cpus: Option<u32>,
+    pub(crate) memory: Option<u64>,
+    pub(crate) uefi: Option<bool>,
+    pub(crate) bus: String,
+    pub(crate) accel: String,
+    pub(crate) cpu: Option<String>,
+    pub(crate) machine: Option<String>,
+    pub(crate) qemu: PathBuf,
+    pub(crate) kernel: Option<PathBuf>,
+    pub(crate) initrd: Option<PathBuf>,
+    pub(crate) append: Option<String>,
+    pub(crate) probe: Option<Probe>,
+    pub(crate) probe_limit: Duration,
+    pub(crate) arguments: Vec<String>,
+    /// Disks that are made swap.
+    pub(crate) swap: Vec<DiskName>,
+}
+
+impl Settings {
+    /// Parses a target's file; errors name it.
+    ///
+    /// # Errors
+    /// `Usage`, naming the line and what to do.
+    pub(crate) fn parse(text: &str, file: &Path) -> Result<Self> {
+        let source = Source::new(text, file);
+        let document = source.parse()?;
+        let root = source.root(&document);
+        root.only(&["kvm", "disk"])?;
+        let empty = Source::new("", file);
+        let none = empty.parse()?;
+        let kvm = match root.get("kvm") {
+            Some(value) => source.table(value, "[kvm]")?,
+            None => empty.root(&none),
+        };
+        kvm.only(KEYS)?;
+        let one_of = |key: &str, known: &[&str], default: &str| match kvm.text(key)? {
+            None => Ok(default.to_owned()),
+            Some((_, text)) if known.contains(&text.as_str()) => Ok(text),
+            Some((at, text)) => Err(source.wrong(at, format!("{key} {text:?}: it is one of {}", known.join(", ")))),
+        };
+        let firmware = one_of("firmware", &["bios", "uefi", ""], "")?;
+        let cpus = match kvm.get("cpus") {
+            None => None,
+            Some(value) => {
+                let number = value.get_ref().as_integer().and_then(|n| n.as_str().parse::<u32>().ok());
+                let wrong = || source.wrong(value.span().start, "cpus is a number from 1 on");
+                Some(number.filter(|n| *n > 0).ok_or_else(wrong)?)
+            }
+        };
+        let arguments = kvm.get("arguments").map(|value| source.texts(value)).transpose()?.unwrap_or_default();
+        Ok(Self {
+            network: kvm
+                .text("network")?
+                .map(|(at, text)| network(&text).map_err(|e| source.wrong(at, e)))
+                .transpose()?,
+            cpus,
+            memory: kvm.size("memory")?,
+            uefi: (!firmware.is_empty()).then_some(firmware == "uefi"),
+            bus: one_of("bus", &["virtio", "scsi", "sata", "nvme"], "virtio")?,
+            accel: one_of("accel", &["auto", "kvm", "tcg"], "auto")?,
+            cpu: text_of(&kvm, "cpu")?,
+            machine: text_of(&kvm, "machine")?,
+            qemu: text_of(&kvm, "qemu")?.map_or_else(|| PathBuf::from(default_qemu()), PathBuf::from),
+            kernel: kvm.path("kernel")?,
+            initrd: kvm.path("initrd")?,
+            append: text_of(&kvm, "append")?,
+            probe: kvm.text("probe")?.map(|(at, text)| probe(&text).map_err(|e| source.wrong(at, e))).transpose()?,
+            probe_limit: kvm.duration("probe_limit")?.unwrap_or(PROBE_LIMIT),
+            arguments: arguments.into_iter().map(|(_, text)| text).collect(),
+            swap: swap(source, root.get("disk"))?,
+        })
+    }
+
+    /// Where the source is lost, what the machine is connected to is no matter of a default.
+    ///
+    /// # Errors
+    /// `Usage` where the file does not say it.
+    pub(crate) fn with_network(self) -> Result<Self> {
+        if self.network.is_some() {
+            return Ok(self);
+        }
+        let why = "the network of the machine is not said: pass --target-file FILE with network = \"bridge:NAME\" (or \"user\", \"isolated\", \"none\") in [kvm]";
+        Err(Error::new(ErrorKind::Usage, why))
+    }
+}
+
+fn text_of(table: &Table<'_>, key: &str) -> Result<Option<String>> {
+    Ok(table.text(key)?.map(|(_, text)| text))
+}
+
+fn default_qemu() -> String {
+    format!("qemu-system-{}", std::env::consts::ARCH)
+}
+
+fn network(text: &str) -> std::result::Result<Network, String> {
+    match (text, text.strip_prefix("bridge:")) {
+        ("none", _) => Ok(Network::None),
+        ("isolated", _) => Ok(Network::Isolated),
+        ("user", _) => Ok(Network::User),
+        (_, Some(name)) if is_interface(name) => Ok(Network::Bridge(name.to_owned())),
+        _ => Err(format!("network {text:?}: it is none, isolated, user or bridge:NAME")),
+    }
+}
+
+/// It becomes a part of a script.
+fn is_interface(name: &str) -> bool {
+    (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+fn probe(text: &str) -> std::result::Result<Probe, String> {
+    match text.strip_prefix("console:") {
+        Some(wanted) if !wanted.is_empty() => Ok(Probe::Console(wanted.to_owned())),
+        None if text == "agent" => Ok(Probe::Agent),
+        _ => Err(format!("probe {text:?}: it is agent or console:TEXT")),
+    }
+}
+
+fn swap<'a>(source: Source<'a>, value: Option<&'a landfall_settings::Value<'a>>) -> Result<Vec<DiskName>> {
+    let Some(value) = value else { return Ok(Vec::new()) };
+    let at = value.span().start;
+    let list = value.get_ref().as_array().ok_or_else(|| source.wrong(at, "disk is not a list: write [[disk]]"))?;
+    let mut found = Vec::new();
+    for value in list.iter() {
+        let table = source.table(value, "[[disk]]")?;
+        table.only(&["name", "format"])?;
+        let name = table.parsed::<DiskName>("name", "add name = \"NAME\"")?;
+        match table.text("format")? {
+            Some((_, format)) if format == "swap" => found.push(name),
+            Some((at, format)) => return Err(source.wrong(at, format!("format {format:?}: it is \"swap\""))),
+            None => {}
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings> {
+        Settings::parse(text, Path::new("target.toml"))
+    }
+
+    #[test]
+    fn a_file_says_what_it_says_and_the_rest_is_left_to_the_point() {
+        let none = parse("").expect("nothing need be said");
+        assert_eq!((none.cpus, none.memory, none.uefi, &none.network), (None, None, None, &None));
+        assert!(none.with_network().expect_err("but the network").to_string().contains("network"));
+        let text = "[kvm]\nnetwork = \"bridge:br0\"\ncpus = 4\nmemory = \"8GiB\"\nfirmware = \"uefi\"\nprobe = \"console:login:\"\n\
+                    [[disk]]\nname = \"swap\"\nformat = \"swap\"\n";
+        let some = parse(text).expect("right");
+        assert_eq!((some.cpus, some.memory, some.uefi), (Some(4), Some(8 << 30), Some(true)));
+        assert_eq!(some.network, Some(Network::Bridge("br0".to_owned())));
+        assert_eq!(some.probe, Some(Probe::Console("login:".to_owned())));
+        assert_eq!(some.swap.len(), 1);
+    }
+
+    #[test]
+    fn the_example_is_right_as_it_is_and_with_everything_that_is_commented_out() {
+        let example = include_str!("../../../deploy/target.toml");
+        assert_eq!(parse(example).expect("right").network, Some(Network::Bridge("br0".to_owned())));
+        let setting = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        let all: Vec<&str> =
+            example.lines().map(|line| line.strip_prefix("# ").filter(|l| setting(l)).unwrap_or(line)).collect();
+        let all = parse(&all.join("\n")).expect("right with everything");
+        assert_eq!((all.cpus, all.probe, all.arguments.len()), (Some(4), Some(Probe::Agent), 2));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line() {
+        for (text, words) in [
+            ("[kvm]\nnetwork = \"bridge:$(reboot)\"", "2: network"),
+            ("[kvm]\n\nbus = \"floppy\"", "3: bus"),
+            ("[kvm]\ncpus = 0", "2: cpus"),
+            ("[kvm]\nprobe = \"console:\"", "2: probe"),
+            ("[kvm]\nmemroy = \"1GiB\"", "memory"),
+            ("[[disk]]\nname = \"a\"\nformat = \"zfs\"", "3: format"),
+            ("[vmware]\n", "kvm"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(words), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Jobs: failovers as they stand in the vault, so that whoever has the keys sees them and goes on with them (FORMAT.md section 8).
+//!
+//! # Consistency
+//! A job is a row of records, each its whole state and each linked to the one before. The next one is put if absent: of two that work on one job, one
+//! goes on, and the other learns that it must not.
+
+use landfall_model::{Digest, Error, ErrorKind, Generation, JobId, JobMeta, MachineId, Result, Seq};
+
+use crate::layout::{self, Name};
+use crate::record::{Kind, Position};
+use crate::store::PutExact;
+use crate::vault::Vault;
+
+/// A job as it was read or written last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Job {
+    /// Its state.
+    pub meta: JobMeta,
+    seq: Seq,
+    digest: Digest,
+}
+
+impl Vault {
+    fn job_position(&self, job: JobId, seq: Seq, previous: Digest) -> Position {
+        let of = MachineId::from_bytes(*job.as_bytes());
+        Position { previous, ..self.aside(Kind::Job, of, seq, Generation(0)) }
+    }
+
+    /// All jobs.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn jobs(&self) -> Result<Vec<JobId>> {
+        let folders = self.store().list_folders(layout::JOBS).await?;
+        Ok(folders.iter().filter_map(|f| f.parse().ok()).collect())
+    }
+
+    /// Reads a job as it is now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` where its newest record is damaged, false or another object; `Unavailable`.
+    pub async fn job(&self, id: JobId) -> Result<Job> {
+        let listed = self.store().list(&layout::job(id)).await?;
+        let newest = listed.iter().rev().find_map(|o| match layout::parse(&o.name)? {
+            Name::Job(_, seq) => Some((o.name.clone(), seq)),
+            _ => None,
+        });
+        let (name, seq) = newest
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no job {id}: see `landfall jobs`")))?;
+        let read = self.read_job(&name, id, seq).await?;
+        read.ok_or_else(|| Error::corrupt(format!("{name}: it is missing")))
+    }
+
+    async fn read_job(&self, name: &str, id: JobId, seq: Seq) -> Result<Option<Job>> {
+        let place = |previous| self.job_position(id, seq, previous);
+        let read = self.read_linked::<JobMeta>(name, place).await?;
+        let Some((meta, digest)) = read else { return Ok(None) };
+        if meta.job != id {
+            return Err(Error::corrupt(format!("{name}: it says something else than its name")));
+        }
+        Ok(Some(Job { meta, seq, digest }))
+    }
+
+    /// Writes the next state of a job; `before`: as it was read or written last, none for a new one.
+    ///
+    /// # Errors
+    /// `Conflict` where somebody else has written to it; `Unavailable`.
+    pub async fn put_job(&self, meta: JobMeta, before: Option<&Job>) -> Result<Job> {
+        let (seq, previous) = before.map_or((Seq::FIRST, Digest::NONE), |job| (Seq(job.seq.0 + 1), job.digest));
+        let name = layout::job_record(meta.job, seq);
+        let signed = self.sign_linked(self.job_position(meta.job, seq, previous), &meta)?;
+        match self.store().put_exact(&name, signed.bytes.into()).await? {
+            PutExact::Created | PutExact::Same => Ok(Job { meta, seq, digest: signed.digest }),
+            PutExact::Different => {
+                let why =
+                    format!("job {} is being worked on elsewhere: see `landfall jobs show {}`", meta.job, meta.job);
+                Err(Error::new(ErrorKind::Conflict, why))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use landfall_keys::{RecoveryKey, SiteKey};
+    use landfall_model::{JobKind, JobState, Timestamp, VaultId};
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+
+    use super::*;
+    use crate::{Store, now};
+
+    async fn vault() -> Vault {
+        let recovery = RecoveryKey::generate(VaultId::from_bytes([3; 16])).expect("randomness");
+        let site = SiteKey::generate(VaultId::from_bytes([3; 16]), recovery.root_public()).expect("randomness");
+        let store = Store::over(Arc::new(InMemory::new()), Path::default(), "memory");
+        Vault::create(store, &recovery, site, now()).await.expect("a vault")
+    }
+
+    fn meta(id: u8) -> JobMeta {
+        JobMeta {
+            job: JobId::from_bytes([id; 16]),
+            kind: JobKind::Test,
+            machine: "web".parse().expect("a name"),
+            target: "kvm".to_owned(),
+            asked: "latest".to_owned(),
+            point: None,
+            state: JobState::Running,
+            steps: Vec::new(),
+            host: "here".to_owned(),
+            folder: "/run/job".to_owned(),
+            created: Timestamp::from_millis(1),
+            updated: Timestamp::from_millis(1),
+            lease_until: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_is_what_was_written_last_and_only_one_can_go_on_with_it() {
+        let vault = vault().await;
+        let first = vault.put_job(meta(1), None).await.expect("a new one");
+        let other = vault.put_job(meta(2), None).await.expect("another");
+        assert_eq!(vault.jobs().await.expect("listed").len(), 2);
+        let up = JobMeta { state: JobState::Up, ..meta(1) };
+        let second = vault.put_job(up.clone(), Some(&first)).await.expect("the next state");
+        assert_eq!(vault.job(up.job).await.expect("read"), second);
+        let late = vault.put_job(JobMeta { state: JobState::Cancelled, ..meta(1) }, Some(&first)).await;
+        assert_eq!(late.expect_err("somebody went on with it").kind(), ErrorKind::Conflict);
+        assert_eq!(vault.job(up.job).await.expect("read").meta.state, JobState::Up);
+        assert_eq!(vault.job(other.meta.job).await.expect("read"), other);
+        let none = vault.job(JobId::from_bytes([9; 16])).await;
+        assert_eq!(none.expect_err("not there").kind(), ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_was_copied_to_another_place_is_no_state_of_a_job() {
+        let vault = vault().await;
+        let first = vault.put_job(meta(1), None).await.expect("a new one");
+        vault.put_job(JobMeta { state: JobState::Cancelled, ..meta(1) }, Some(&first)).await.expect("cancelled");
+        let old = vault.store().get(&layout::job_record(first.meta.job, Seq(1))).await.expect("read").expect("there");
+        vault.store().put(&layout::job_record(first.meta.job, Seq(3)), old.clone()).await.expect("stored");
+        assert_eq!(vault.job(first.meta.job).await.expect_err("a replay").kind(), ErrorKind::Corrupt);
+        vault.store().put(&layout::job_record(JobId::from_bytes([7; 16]), Seq(1)), old).await.expect("stored");
+        assert_eq!(vault.job(JobId::from_bytes([7; 16])).await.expect_err("another's").kind(), ErrorKind::Corrupt);
+    }
+}
