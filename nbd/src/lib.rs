@@ -7,4 +7,5 @@
 //!
 //! Source: "The NBD protocol", `doc/proto.md` of the reference implementation.
 
+pub mod client;
 pub mod protocol;
