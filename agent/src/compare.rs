@@ -30,10 +30,11 @@ use crate::fingerprints::{self, BLOCK_BYTES, BlockHash, HASH_BYTES, block_count,
 use crate::freeze::{Freeze, Held};
 use crate::history::{Plan, RUNS_MAX};
 use crate::image::{
-    BUFFERS, DiskConfig, Flowing, OpenDisk, Piece, READ_BYTES, STAGE_BYTES_MAX, StagedPieces, WINDOW_BYTES, open_disks,
-    read_all, stage, stopped,
+    BUFFERS, DiskConfig, DiskReader, Flowing, OpenDisk, Piece, READ_BYTES, STAGE_BYTES_MAX, StagedPieces, WINDOW_BYTES,
+    open_disks, read_all, stage, stopped,
 };
 use crate::journal::{DiskState, JournalHead, JournalWriter};
+use crate::qemu::Vm;
 use crate::shape;
 use crate::state::Base;
 use crate::tracking::{Dirty, Tracking};
@@ -84,6 +85,8 @@ pub(crate) enum Manner {
 pub(crate) struct Cut {
     pub(crate) manner: Manner,
     pub(crate) tracking: Tracking,
+    /// The virtual machine whose disks are cut; none: they are this host's.
+    pub(crate) vm: Option<Arc<Vm>>,
     pub(crate) cycle: CycleId,
     pub(crate) plan: Plan,
     pub(crate) disks: Vec<DiskConfig>,
@@ -121,18 +124,21 @@ impl Cut {
     ) -> Result<Option<CutDone>> {
         let stop = || self.stop.is_set() || out.is_closed();
         // Before anything is held still; a round is one with a cycle that has it.
-        let shape = if self.manner == Manner::Round { None } else { shape::read() };
-        let (mut held, consistency) = match self.manner {
-            Manner::Round => (None, Consistency::Unfinished),
-            manner => {
-                let held = self.freeze.hold(&self.state_root, manner == Manner::Whole, &stop)?;
-                (Some(held), self.freeze.consistency())
-            }
+        let shape = if self.manner == Manner::Round || self.vm.is_some() { None } else { shape::read() };
+        let prepared =
+            self.vm.as_ref().map(|vm| vm.prepare(&self.disks, |disk| self.base.cycle_of(disk))).transpose()?;
+        let mut held = match self.manner {
+            Manner::Round => None,
+            manner => Some(self.freeze.hold(&self.state_root, manner == Manner::Whole, &stop)?),
         };
         let since = Instant::now();
         let time = time()?;
-        let mut disks = open_disks(&self.disks)?;
-        self.look(&mut disks)?;
+        let view = prepared.map(|prepared| prepared.cut(self.cycle)).transpose()?;
+        let guest = view.is_some() && held.as_mut().is_some_and(Held::thaw_guest);
+        let consistency = match self.manner {
+            Manner::Round => Consistency::Unfinished,
+            _ => self.freeze.consistency_where(guest),
+        };
         let mut frozen = Duration::ZERO;
         let mut thaw = |held: &mut Option<Held>| {
             let Some(held) = held.take() else { return Ok(()) };
@@ -140,6 +146,15 @@ impl Cut {
             frozen = since.elapsed();
             thawed
         };
+        let (mut disks, shape) = match &view {
+            Some(view) => {
+                // What is read is of the cut: nothing has to stand still for it.
+                thaw(&mut held)?;
+                (view.open()?, view.shape.clone())
+            }
+            None => (open_disks(&self.disks)?, shape),
+        };
+        self.look(&mut disks)?;
         let mut staged = Vec::new();
         if self.manner == Manner::Staged {
             let read = stage(&disks, &stop);
@@ -162,6 +177,8 @@ impl Cut {
         let journal = journal(&head)?;
         out.blocking_send(FromAgent::Begin(begin)).map_err(|_| stopped())?;
         let done = self.compare(&disks, staged, journal, &out, &stop)?;
+        // What the guest overwrites need not be kept any more.
+        drop((disks, view));
         thaw(&mut held)?;
         Ok(Some(CutDone { held: frozen, ..done }))
     }
@@ -171,13 +188,17 @@ impl Cut {
         let taken = self.tracking.take(self.manner != Manner::Round);
         for disk in disks {
             disk.shape.whole = self.is_whole(&disk.shape.name);
+            if self.vm.is_some() {
+                self.look_at_guest(disk);
+                continue;
+            }
             let Some(known) = taken.iter().find(|taken| taken.name == disk.shape.name) else { continue };
             disk.shape.source = known.source.to_owned();
             if let Some(copy) = &known.copy {
                 let reader = RawReader::open(copy).map_err(|e| Error::from(e).context("the copy of a disk"))?;
                 // As it was at the cut, and it is the disk's.
                 disk.shape.size = reader.size();
-                (disk.reader, disk.copied) = (Some(reader), true);
+                (disk.reader, disk.copied) = (Some(DiskReader::Host(reader)), true);
             }
             if disk.shape.whole {
                 continue;
@@ -192,6 +213,18 @@ impl Cut {
             }
         }
         Ok(())
+    }
+
+    /// The same of a guest's disk, which knows what was written.
+    fn look_at_guest(&self, disk: &mut OpenDisk) {
+        // What came on, or was cut off, is in no bitmap.
+        let resized = self.base.size_of(&disk.shape.name) != Some(disk.shape.size);
+        if disk.shape.whole || resized {
+            disk.look = Dirty::All;
+        }
+        if let (Dirty::Blocks(set), Plan::Incremental { extra, .. }) = (&mut disk.look, &self.plan) {
+            extra.of(&disk.shape.name).into_iter().flat_map(ExtentSet::iter).for_each(|run| set.insert(run));
+        }
     }
 
     /// Whether all data of a disk is sent, and what is not sent is zero: also where the parent may not have the disk.

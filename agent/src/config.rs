@@ -20,6 +20,18 @@
 //! path = "/dev/vdb"
 //! exclude = true                          # default: false
 //! ```
+//! The disks of a virtual machine on this host, captured from outside:
+//!
+//! ```toml
+//! [qemu]
+//! qmp = "/run/vm/web.qmp"                 # QEMU's -qmp unix:SOCKET,server=on,wait=off
+//! guest_agent = "/run/vm/web.qga"         # freezes the guest's file systems for the cut; default: none
+//! scratch_dir = "/var/lib/landfall-agent/scratch"
+//!
+//! [[disk]]
+//! name = "root"
+//! device = "drive0"                       # id of the guest's disk in QEMU, or of its drive or block node, in place of a path
+//! ```
 //! Every error names the file, the line, and what to do.
 
 use std::path::{Path, PathBuf};
@@ -31,13 +43,14 @@ use landfall_wire::DISKS_MAX;
 
 use crate::freeze::Freeze;
 use crate::image::{DiskConfig, SourceChoice};
+use crate::qemu::{GuestFreeze, QemuConfig, qemu};
 
 const STATE_DIR: &str = "/var/lib/landfall-agent";
 const INTERVAL: Duration = Duration::from_secs(300);
 const FREEZE_MAX: Duration = Duration::from_secs(60);
 
 const AGENT_KEYS: &[&str] = &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max"];
-const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts", "source"];
+const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts", "source", "device"];
 
 /// What an agent protects, and where it sends it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,6 +69,8 @@ pub struct AgentConfig {
     pub freeze_max: Duration,
     /// The disks; the machine boots from the first.
     pub disks: Vec<DiskConfig>,
+    /// The virtual machine that they are of; none: they are this host's.
+    pub qemu: Option<QemuConfig>,
 }
 
 impl AgentConfig {
@@ -75,7 +90,7 @@ impl AgentConfig {
         let source = Source::new(text, file);
         let document = source.parse()?;
         let root = source.root(&document);
-        root.only(&["agent", "disk"])?;
+        root.only(&["agent", "disk", "qemu"])?;
         let agent = source.table(root.required("agent", "add a section [agent]")?, "[agent]")?;
         agent.only(AGENT_KEYS)?;
         let machine = agent.parsed::<MachineName>("machine", "add machine = \"NAME\"")?;
@@ -87,6 +102,13 @@ impl AgentConfig {
         for (at, gateway) in &gateways {
             check_address(gateway).map_err(|why| source.wrong(*at, why))?;
         }
+        let disks = disks(source, root.get("disk"))?;
+        let table = root.get("qemu").map(|value| source.table(value, "[qemu]")).transpose()?;
+        let qemu = table.map(|table| qemu(&table, &disks)).transpose()?;
+        if let Some(disk) = disks.iter().find(|disk| qemu.is_none() && disk.device.is_some()) {
+            let why = format!("disk {} has a device: add a section [qemu] with the machine that it is of", disk.name);
+            return Err(source.wrong(source.end(), why));
+        }
         Ok(Self {
             machine,
             gateways: gateways.into_iter().map(|(_, gateway)| gateway).collect(),
@@ -94,7 +116,8 @@ impl AgentConfig {
             interval: agent.duration("interval")?.unwrap_or(INTERVAL),
             freeze_command: agent.text("freeze_command")?.map(|(_, text)| text),
             freeze_max: agent.duration("freeze_max")?.unwrap_or(FREEZE_MAX),
-            disks: disks(source, root.get("disk"))?,
+            disks,
+            qemu,
         })
     }
 }
@@ -119,6 +142,7 @@ impl Freeze {
             unnamed,
             longest: config.freeze_max,
             program: PathBuf::from("fsfreeze"),
+            guest: config.qemu.as_ref().and_then(GuestFreeze::of),
         }
     }
 }
@@ -151,7 +175,8 @@ fn disk(table: &Table<'_>) -> Result<DiskConfig> {
     let name = table.parsed::<DiskName>("name", "add name = \"NAME\"")?;
     let exclude = table.flag("exclude")?.unwrap_or(false);
     let path = table.path("path")?;
-    if path.is_none() && !exclude {
+    let device = table.text("device")?.map(|(_, device)| device);
+    if path.is_none() && device.is_none() && !exclude {
         table.required("path", "add path = \"/dev/...\", or exclude = true")?;
     }
     let source = table.source();
@@ -170,7 +195,7 @@ fn disk(table: &Table<'_>) -> Result<DiskConfig> {
             }
         },
     };
-    Ok(DiskConfig { name, path, exclude, mounts, source: choice })
+    Ok(DiskConfig { name, path, exclude, mounts, source: choice, device })
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use landfall_wire::{DATA_BYTES_MAX, DiskShape};
 
 use crate::check::IMAGE;
 use crate::fingerprints::{BATCH_BLOCKS, BLOCK_BYTES};
+use crate::qemu::GuestDisk;
 use crate::tracking::Dirty;
 
 /// Buffers of one read each: one is being filled, one compared, the others wait.
@@ -67,13 +68,54 @@ pub struct DiskConfig {
     pub mounts: Vec<PathBuf>,
     /// How its changes are found.
     pub source: SourceChoice,
+    /// What QEMU calls it, where it is a virtual machine's; it has no path then.
+    pub device: Option<String>,
+}
+
+/// Where the bytes of a disk are read.
+pub(crate) enum DiskReader {
+    /// A file or device of this host, or a copy of one.
+    Host(RawReader),
+    /// A disk of a guest.
+    Guest(GuestDisk),
+}
+
+impl DiskReader {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Host(reader) => reader.size(),
+            Self::Guest(reader) => reader.size(),
+        }
+    }
+
+    fn data_extents(&self, within: Extent) -> Result<Vec<Extent>> {
+        match self {
+            Self::Host(reader) => Ok(reader.data_extents(within)?),
+            Self::Guest(reader) => reader.data_extents(within),
+        }
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        match self {
+            Self::Host(reader) => Ok(reader.read_exact_at(buf, offset)?),
+            Self::Guest(reader) => reader.read_exact_at(buf, offset),
+        }
+    }
+
+    fn check_not_shrunk(&self) -> Result<()> {
+        match self {
+            Self::Host(reader) => Ok(reader.check_not_shrunk()?),
+            // It is of a snapshot.
+            Self::Guest(_) => Ok(()),
+        }
+    }
 }
 
 /// A disk that was opened.
 pub(crate) struct OpenDisk {
     pub(crate) shape: DiskShape,
     /// None where it is excluded.
-    pub(crate) reader: Option<RawReader>,
+    pub(crate) reader: Option<DiskReader>,
     /// What of it is looked at.
     pub(crate) look: Dirty,
     /// The reader is of a copy, which nobody writes to.
@@ -113,7 +155,12 @@ pub(crate) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<OpenDisk>> {
             source: IMAGE.to_owned(),
             identity: reader.identity(),
         };
-        open.push(OpenDisk { shape, reader: (!disk.exclude).then_some(reader), look: Dirty::All, copied: false });
+        open.push(OpenDisk {
+            shape,
+            reader: (!disk.exclude).then_some(DiskReader::Host(reader)),
+            look: Dirty::All,
+            copied: false,
+        });
     }
     Ok(open)
 }
@@ -225,7 +272,7 @@ pub(crate) fn read_all(
         read().map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
     }
     for (disk, reader) in disks.iter().filter_map(|d| Some((d, d.reader.as_ref()?))) {
-        reader.check_not_shrunk().map_err(|e| Error::from(e).context(format!("disk {}", disk.shape.name)))?;
+        reader.check_not_shrunk().map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
     }
     Ok(())
 }
@@ -257,7 +304,7 @@ pub(crate) fn stage(disks: &[OpenDisk], stop: &dyn Fn() -> bool) -> Result<Optio
 /// One disk that is being read.
 struct Reading<'a> {
     disk: usize,
-    reader: &'a RawReader,
+    reader: &'a DiskReader,
     look: &'a Dirty,
     to: &'a dyn Pieces,
     stop: &'a dyn Fn() -> bool,
@@ -334,6 +381,7 @@ mod tests {
             exclude,
             mounts: Vec::new(),
             source: SourceChoice::Auto,
+            device: None,
         }
     }
 

@@ -61,6 +61,10 @@ impl Shipper {
         mut plan: Plan,
         group: Option<GroupId>,
     ) -> Result<Shipped, Fault> {
+        // All that is read is of the cut.
+        if self.vm.is_some() {
+            return whole(self.one(link, plan, group, Manner::Staged).await);
+        }
         let mut left = self.left().await?;
         if !self.tracking.watches(&self.protected()) {
             return whole(self.one(link, plan, group, Manner::Whole).await);
@@ -104,6 +108,9 @@ impl Shipper {
         link: &mut Link<R>,
         newest: Option<CycleId>,
     ) -> Result<Option<CycleId>, Fault> {
+        if self.vm.is_some() {
+            return Ok(newest);
+        }
         let left = self.left().await?;
         let little = left.is_some_and(|left| left <= LITTLE_BYTES);
         if little || link.version < SINCE_VERSION || !self.tracking.watches(&self.protected()) {

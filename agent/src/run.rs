@@ -19,6 +19,7 @@ use crate::config::AgentConfig;
 use crate::freeze::Freeze;
 use crate::link::{Connect, Gateways, Link, Receive};
 use crate::orders::Orders;
+use crate::qemu::Vm;
 use crate::ship::{Event, Fault, Shared, Shipper};
 use crate::state::StateDir;
 use crate::status::StatusFile;
@@ -104,6 +105,7 @@ impl<C: Connect> Agent<C> {
             freeze: Freeze::of(config),
             cancel: cancel.clone(),
             tracking: watch::tracking(&config.disks, &config.state_dir)?,
+            vm: config.qemu.as_ref().map(|qemu| Arc::new(Vm::new(qemu, &config.state_dir))),
             patient: true,
             orders: Orders::default(),
             events: Box::new(record),

@@ -25,6 +25,7 @@ use crate::history::Plan;
 use crate::image::DiskConfig;
 use crate::link::{Link, Receive, now};
 use crate::orders::{Gate, Orders, gate};
+use crate::qemu::Vm;
 use crate::rounds::Unshipped;
 use crate::state::StateDir;
 use crate::tracking::Tracking;
@@ -145,6 +146,8 @@ pub(crate) struct Shipper {
     pub(crate) cancel: Cancel,
     /// What was written to the disks.
     pub(crate) tracking: Tracking,
+    /// The virtual machine whose disks they are, where they are one's.
+    pub(crate) vm: Option<Arc<Vm>>,
     /// Whether it waits for as long as the gateway wants, before everything is sent.
     pub(crate) patient: bool,
     /// What the gateway asks for, on the link that is open.
@@ -272,6 +275,7 @@ impl Shipper {
         let cut = Cut {
             manner,
             tracking: self.tracking.clone(),
+            vm: self.vm.clone(),
             cycle,
             plan,
             disks: self.disks.clone(),

@@ -87,6 +87,7 @@ impl Machine {
             exclude: false,
             mounts: Vec::new(),
             source: SourceChoice::Auto,
+            device: None,
         });
         self.shipper = None;
     }
@@ -132,6 +133,7 @@ impl Machine {
             freeze_command: self.freeze_command.clone(),
             freeze_max: Duration::from_secs(30),
             disks: self.disks.clone(),
+            qemu: None,
         }
     }
 
@@ -163,6 +165,7 @@ impl Machine {
                 freeze: Freeze::of(&self.config()),
                 cancel: Cancel::default(),
                 tracking: Tracking::new(&self.disks, self.watches.clone().begin()),
+                vm: None,
                 patient: true,
                 orders: Orders::default(),
                 events: Box::new(move |event| events.lock().expect("events").push(event)),
