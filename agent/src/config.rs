@@ -8,6 +8,7 @@
 //! state_dir = "/var/lib/landfall-agent"   # the default
 //! freeze_command = "/etc/landfall/freeze" # run with LANDFALL_PHASE=freeze and =thaw; default: none
 //! freeze_max = "1min"                     # the default: everything is thawed after so long
+//! late_max = "1min"                       # the default: a point may be so late, rather than that it freezes for more than a moment
 //!
 //! [[disk]]
 //! name = "root"
@@ -35,8 +36,10 @@ use crate::image::{DiskConfig, SourceChoice};
 const STATE_DIR: &str = "/var/lib/landfall-agent";
 const INTERVAL: Duration = Duration::from_secs(300);
 const FREEZE_MAX: Duration = Duration::from_secs(60);
+const LATE_MAX: Duration = Duration::from_secs(60);
 
-const AGENT_KEYS: &[&str] = &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max"];
+const AGENT_KEYS: &[&str] =
+    &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max", "late_max"];
 const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts", "source"];
 
 /// What an agent protects, and where it sends it.
@@ -54,6 +57,8 @@ pub struct AgentConfig {
     pub freeze_command: Option<String>,
     /// Everything is thawed after so long.
     pub freeze_max: Duration,
+    /// A point may be so late, rather than that everything is held still for more than a moment.
+    pub late_max: Duration,
     /// The disks; the machine boots from the first.
     pub disks: Vec<DiskConfig>,
 }
@@ -94,6 +99,7 @@ impl AgentConfig {
             interval: agent.duration("interval")?.unwrap_or(INTERVAL),
             freeze_command: agent.text("freeze_command")?.map(|(_, text)| text),
             freeze_max: agent.duration("freeze_max")?.unwrap_or(FREEZE_MAX),
+            late_max: agent.duration("late_max")?.unwrap_or(LATE_MAX),
             disks: disks(source, root.get("disk"))?,
         })
     }

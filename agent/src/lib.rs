@@ -19,6 +19,7 @@
 //! All of it is in the module `state`: one file, replaced whole, says what the others mean.
 
 mod backoff;
+mod batch;
 mod cancel;
 mod check;
 mod compare;

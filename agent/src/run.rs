@@ -98,6 +98,7 @@ impl<C: Connect> Agent<C> {
             events.lock().unwrap_or_else(PoisonError::into_inner).event(&event);
         };
         let shipper = Shipper {
+            late_max: config.late_max,
             state: Shared::new(state),
             state_root: config.state_dir.clone(),
             disks: config.disks.clone(),

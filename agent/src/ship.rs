@@ -142,6 +142,8 @@ pub(crate) struct Shipper {
     pub(crate) state_root: PathBuf,
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) freeze: Freeze,
+    /// A point may be so late, rather than that everything is held still until it is sent.
+    pub(crate) late_max: Duration,
     pub(crate) cancel: Cancel,
     /// What was written to the disks.
     pub(crate) tracking: Tracking,

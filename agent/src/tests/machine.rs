@@ -131,6 +131,7 @@ impl Machine {
             interval: Duration::from_secs(1),
             freeze_command: self.freeze_command.clone(),
             freeze_max: Duration::from_secs(30),
+            late_max: Duration::ZERO,
             disks: self.disks.clone(),
         }
     }
@@ -161,6 +162,7 @@ impl Machine {
                 state_root: self.state_dir(),
                 disks: self.disks.clone(),
                 freeze: Freeze::of(&self.config()),
+                late_max: self.config().late_max,
                 cancel: Cancel::default(),
                 tracking: Tracking::new(&self.disks, self.watches.clone().begin()),
                 patient: true,
