@@ -36,6 +36,7 @@ use crate::image::{
 };
 use crate::journal::{DiskState, JournalHead, JournalWriter};
 use crate::shape;
+use crate::skip::Skip;
 use crate::state::Base;
 use crate::tracking::{Dirty, Tracking};
 
@@ -92,6 +93,7 @@ pub(crate) struct Cut {
     pub(crate) plan: Plan,
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) freeze: Freeze,
+    pub(crate) skip: Skip,
     pub(crate) base: Base,
     pub(crate) state_root: PathBuf,
     pub(crate) stop: Stop,
@@ -175,13 +177,16 @@ impl Cut {
         let taken = self.tracking.take(self.manner != Manner::Round);
         for disk in disks {
             disk.shape.whole = self.is_whole(&disk.shape.name);
+            // After the marks were taken: what is written once it is swap no more is marked again.
+            disk.skip = self.skipped(disk);
+            let again = self.tracking.skip(&disk.shape.name, disk.skip.as_ref());
             let Some(known) = taken.iter().find(|taken| taken.name == disk.shape.name) else { continue };
             disk.shape.source = known.source.to_owned();
             if let Some(copy) = &known.copy {
                 let reader = RawReader::open(copy).map_err(|e| Error::from(e).context("the copy of a disk"))?;
                 // As it was at the cut, and it is the disk's.
                 disk.shape.size = reader.size();
-                (disk.reader, disk.copied) = (Some(reader), true);
+                (disk.reader, disk.copied, disk.skip) = (Some(reader), true, None);
             }
             if disk.shape.whole {
                 continue;
@@ -193,9 +198,19 @@ impl Cut {
             };
             if let (Dirty::Blocks(set), Plan::Incremental { extra, .. }) = (&mut disk.look, &self.plan) {
                 extra.of(&disk.shape.name).into_iter().flat_map(ExtentSet::iter).for_each(|run| set.insert(run));
+                again.into_iter().flat_map(|before| before.runs().collect::<Vec<_>>()).for_each(|run| set.insert(run));
+                // Of what is skipped whole blocks are zero.
+                let within = disk.skip.iter().flat_map(BlockSet::runs).flat_map(|run| set.runs_within(run));
+                let marked: Vec<Extent> = within.collect();
+                marked.into_iter().map(whole_blocks_around).for_each(|run| set.insert(run));
             }
         }
         Ok(())
+    }
+
+    fn skipped(&self, disk: &OpenDisk) -> Option<BlockSet> {
+        let path = self.disks.iter().find(|d| d.name == disk.shape.name)?.path.as_deref()?;
+        self.skip.of(path, disk.reader.as_ref()?)
     }
 
     /// Whether all data of a disk is sent, and what is not sent is zero: also where the parent may not have the disk.
@@ -232,6 +247,10 @@ impl Cut {
             done
         })
     }
+}
+
+fn whole_blocks_around(run: Extent) -> Extent {
+    Extent::between(run.start - run.start % BLOCK_BYTES, run.end().next_multiple_of(BLOCK_BYTES))
 }
 
 /// A disk as it is compared.

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 
 use bytes::Bytes;
 use landfall_disk::RawReader;
-use landfall_model::{DiskName, Error, ErrorKind, Extent, Result};
+use landfall_model::{BlockSet, DiskName, Error, ErrorKind, Extent, Result};
 use landfall_wire::{DATA_BYTES_MAX, DiskShape};
 
 use crate::batch::Batch;
@@ -78,6 +78,23 @@ pub(crate) struct OpenDisk {
     pub(crate) look: Dirty,
     /// The reader is of a copy, which nobody writes to.
     pub(crate) copied: bool,
+    /// What of it is zero to the gateway, whatever it holds: whole blocks, and so is what is looked at of them.
+    pub(crate) skip: Option<BlockSet>,
+}
+
+impl OpenDisk {
+    /// Bytes that are to be read.
+    fn look_bytes(&self) -> u64 {
+        let (Some(reader), skip) = (&self.reader, self.skip.as_ref()) else { return 0 };
+        let skipped = |look: &BlockSet| -> u64 {
+            skip.into_iter().flat_map(BlockSet::runs).flat_map(|run| look.runs_within(run)).map(|run| run.len).sum()
+        };
+        match &self.look {
+            Dirty::Nothing => 0,
+            Dirty::All => reader.size() - skip.map_or(0, BlockSet::len),
+            Dirty::Blocks(set) => set.len() - skipped(set),
+        }
+    }
 }
 
 /// Opens the disks of a machine; which of them are sent whole is said elsewhere. An excluded disk that cannot be opened is left out: nothing is known of it.
@@ -113,7 +130,13 @@ pub(crate) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<OpenDisk>> {
             source: IMAGE.to_owned(),
             identity: reader.identity(),
         };
-        open.push(OpenDisk { shape, reader: (!disk.exclude).then_some(reader), look: Dirty::All, copied: false });
+        open.push(OpenDisk {
+            shape,
+            reader: (!disk.exclude).then_some(reader),
+            look: Dirty::All,
+            copied: false,
+            skip: None,
+        });
     }
     Ok(open)
 }
@@ -220,7 +243,7 @@ pub(crate) fn read_all(
         };
         let mut read = || match staged.next().flatten() {
             Some(pieces) => pieces.into_iter().try_for_each(|piece| to.give(piece)),
-            None => Reading::of(number, reader, &disk.look, to, stop).read(),
+            None => Reading::of(number, reader, disk, to, stop).read(),
         };
         read().map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
     }
@@ -235,19 +258,14 @@ pub(crate) fn read_all(
 /// # Errors
 /// As for [`read_all`].
 pub(crate) fn stage(disks: &[OpenDisk], bytes_max: u64, stop: &dyn Fn() -> bool) -> Result<Option<StagedPieces>> {
-    let bytes = |disk: &OpenDisk| match (&disk.reader, &disk.look) {
-        (None, _) | (_, Dirty::Nothing) => 0,
-        _ if disk.copied => 0,
-        (Some(reader), Dirty::All) => reader.size(),
-        (Some(_), Dirty::Blocks(set)) => set.len(),
-    };
-    if disks.iter().map(bytes).fold(0, u64::saturating_add) > bytes_max {
+    let written_to = disks.iter().filter(|disk| !disk.copied);
+    if written_to.map(OpenDisk::look_bytes).fold(0, u64::saturating_add) > bytes_max {
         return Ok(None);
     }
     let stage = |(number, disk): (usize, &OpenDisk)| {
         let Some(reader) = disk.reader.as_ref().filter(|_| !disk.copied) else { return Ok(None) };
         let pieces = RefCell::default();
-        Reading::of(number, reader, &disk.look, &pieces, stop)
+        Reading::of(number, reader, disk, &pieces, stop)
             .read()
             .map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
         Ok(Some(pieces.into_inner()))
@@ -259,7 +277,7 @@ pub(crate) fn stage(disks: &[OpenDisk], bytes_max: u64, stop: &dyn Fn() -> bool)
 struct Reading<'a> {
     disk: usize,
     reader: &'a RawReader,
-    look: &'a Dirty,
+    of: &'a OpenDisk,
     to: &'a dyn Pieces,
     stop: &'a dyn Fn() -> bool,
     /// What is read next.
@@ -267,8 +285,14 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn of(disk: usize, reader: &'a RawReader, look: &'a Dirty, to: &'a dyn Pieces, stop: &'a dyn Fn() -> bool) -> Self {
-        Self { disk, reader, look, to, stop, batch: Batch::default() }
+    fn of(
+        disk: usize,
+        reader: &'a RawReader,
+        of: &'a OpenDisk,
+        to: &'a dyn Pieces,
+        stop: &'a dyn Fn() -> bool,
+    ) -> Self {
+        Self { disk, reader, of, to, stop, batch: Batch::default() }
     }
 
     fn read(mut self) -> Result<()> {
@@ -276,16 +300,27 @@ impl<'a> Reading<'a> {
         let mut at = 0;
         while at < size {
             let window = Extent::between(at, (at + WINDOW_BYTES).min(size));
-            match self.look {
+            match &self.of.look {
                 Dirty::Nothing => break,
-                Dirty::All => self.extent(window)?,
+                Dirty::All => self.look_at(window)?,
                 Dirty::Blocks(set) => {
-                    set.runs_within(window).try_for_each(|run| self.extent(run))?;
+                    set.runs_within(window).try_for_each(|run| self.look_at(run))?;
                 }
             }
             at = window.end();
         }
         self.flush()
+    }
+
+    /// Reads a run as far as it is not skipped.
+    fn look_at(&mut self, run: Extent) -> Result<()> {
+        let mut at = run.start;
+        for skipped in self.of.skip.iter().flat_map(|skip| skip.runs_within(run)) {
+            self.extent(Extent::between(at, skipped.start))?;
+            self.hole(skipped)?;
+            at = skipped.end();
+        }
+        self.extent(Extent::between(at, run.end()))
     }
 
     fn extent(&mut self, extent: Extent) -> Result<()> {

@@ -38,6 +38,7 @@ mod rounds;
 mod run;
 mod shape;
 mod ship;
+mod skip;
 mod state;
 mod status;
 mod tracking;

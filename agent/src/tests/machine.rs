@@ -17,6 +17,7 @@ use crate::freeze::Freeze;
 use crate::image::{DiskConfig, SourceChoice};
 use crate::orders::Orders;
 use crate::ship::{Event, Fault, Shared, Shipped, Shipper};
+use crate::skip::Skip;
 use crate::state::StateDir;
 use crate::tracking::Tracking;
 
@@ -132,6 +133,7 @@ impl Machine {
             freeze_command: self.freeze_command.clone(),
             freeze_max: Duration::from_secs(30),
             late_max: Duration::ZERO,
+            skip_swap: false,
             disks: self.disks.clone(),
         }
     }
@@ -163,6 +165,7 @@ impl Machine {
                 disks: self.disks.clone(),
                 freeze: Freeze::of(&self.config()),
                 late_max: self.config().late_max,
+                skip: Skip::default(),
                 cancel: Cancel::default(),
                 tracking: Tracking::new(&self.disks, self.watches.clone().begin()),
                 patient: true,

@@ -1,10 +1,11 @@
 //! Disks whose writes are watched: rounds, a short cut, and nothing lost in between.
 
-use landfall_model::Consistency;
+use landfall_model::{BlockSet, Consistency, Extent};
 
 use super::gateway::{FakeGateway, Trouble};
 use super::machine::{BLOCK, Machine, noise};
 use crate::ship::Event;
+use crate::tracking::Tracking;
 
 const SIZE: usize = 640 * BLOCK;
 
@@ -159,4 +160,30 @@ async fn who_writes_faster_than_rounds_go_gets_a_late_point_that_is_whole() {
     assert_eq!((seen.last(), shipped.read_bytes), (Some(&Consistency::Crash), 210 * BLOCK as u64));
     machine.watches.write_no_more();
     machine.ship(&gateway).await;
+}
+
+#[test]
+fn what_was_skipped_and_is_not_any_more_is_compared() {
+    let machine = Machine::new(&[("root", SIZE)]);
+    machine.watches.work();
+    let tracking = Tracking::new(&machine.disks, machine.watches.clone().begin());
+    let name = &machine.disks[0].name;
+    let block = BLOCK as u64;
+    let mut swap = BlockSet::new(SIZE as u64, block);
+    swap.insert(Extent { start: 3 * block, len: 20 * block });
+    let look = |skip: Option<&BlockSet>, spooled: bool| {
+        let taken = tracking.take(true).remove(0).dirty;
+        let again = tracking.skip(name, skip);
+        tracking.settle(spooled);
+        (taken.bytes(), again.map_or(0, |set| set.len()))
+    };
+    let all = 20 * block;
+    assert_eq!(look(Some(&swap), true), (None, 0), "the first look compares all");
+    machine.write("root", 4 * BLOCK, &noise(1, BLOCK));
+    assert_eq!(tracking.gather([name]), Some(0), "what is skipped is not read");
+    assert_eq!(look(Some(&swap), true), (Some(block), 0));
+    assert_eq!(look(None, false), (Some(0), all), "and this cycle fails");
+    assert_eq!(look(Some(&swap), false), (Some(all), 0), "it comes back, and is swap again");
+    assert_eq!(look(None, true), (Some(all), all));
+    assert_eq!(look(None, true), (Some(0), 0));
 }
