@@ -35,6 +35,7 @@ use crate::image::{
     read_all, stage, stopped,
 };
 use crate::journal::{DiskState, JournalHead, JournalWriter};
+use crate::settle::{Settled, settle};
 use crate::shape;
 use crate::skip::Skip;
 use crate::state::Base;
@@ -148,7 +149,18 @@ impl Cut {
         };
         let mut staged = Vec::new();
         if let Manner::Staged(bytes_max) = self.manner {
-            let read = stage(&disks, bytes_max, &stop);
+            let mut read = stage(&disks, bytes_max, &stop);
+            if let (Consistency::Crash, Ok(Some(pieces))) = (consistency, &mut read) {
+                match settle(&self.tracking, &mut disks, pieces, bytes_max, &stop) {
+                    Ok(Settled::Moment) => {}
+                    Ok(Settled::Never) => tracing::warn!(
+                        "the disks are written to without a pause and nothing holds them still: this point is of no one moment; \
+                         a freeze_command, or mounts, would make it one"
+                    ),
+                    Ok(Settled::TooMuch) => read = Ok(None),
+                    Err(error) => read = Err(error),
+                }
+            }
             thaw(&mut held)?;
             match read? {
                 Some(pieces) => staged = pieces,

@@ -36,6 +36,7 @@ mod orders;
 mod ranges;
 mod rounds;
 mod run;
+mod settle;
 mod shape;
 mod ship;
 mod skip;

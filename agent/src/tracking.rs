@@ -235,6 +235,25 @@ impl Tracking {
         disks.iter_mut().map(take).collect()
     }
 
+    /// Within a cycle: what was written to each disk since the last look, which the cycle answers for from now on. Nothing where the disk is read from a
+    /// copy. Blocks.
+    pub(crate) fn written_again(&self) -> Vec<(DiskName, Dirty)> {
+        let Inner { disks, begin } = &mut *self.lock();
+        let again = |disk: &mut Disk| {
+            // A watch of another kind makes a copy where it is asked.
+            if disk.copy().is_none() {
+                disk.gather(begin, false);
+            }
+            if disk.watch.is_err() {
+                disk.dirty = Dirty::All;
+            }
+            let written = std::mem::replace(&mut disk.dirty, Dirty::Nothing);
+            disk.taken.add(written.clone());
+            (disk.name.clone(), written)
+        };
+        disks.iter_mut().map(again).collect()
+    }
+
     /// The cycle takes these blocks of a disk for zero. Returns what is to be looked at beside what is marked: blocks that were taken for zero before, where
     /// these are others.
     pub(crate) fn skip(&self, disk: &DiskName, now: Option<&BlockSet>) -> Option<BlockSet> {

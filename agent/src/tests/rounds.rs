@@ -187,3 +187,21 @@ fn what_was_skipped_and_is_not_any_more_is_compared() {
     assert_eq!(look(None, true), (Some(all), all));
     assert_eq!(look(None, true), (Some(0), 0));
 }
+
+#[tokio::test]
+async fn what_is_written_while_nothing_is_held_still_is_read_again_until_nothing_is() {
+    let (mut machine, gateway) = watched().await;
+    machine.write("root", 10 * BLOCK, &noise(40, 3 * BLOCK));
+    // Looks: how much is left, the cut, and then one for each pass. What is written behind them is seen by the next one.
+    for (look, at) in [(2, 11 * BLOCK + 4096), (3, 50 * BLOCK), (4, 11 * BLOCK + 4096), (5, 12 * BLOCK - 4096)] {
+        machine.watches.write_behind(look, machine.path("root"), at as u64, noise(50 + look as u64, 8192));
+    }
+    let before = gateway.count();
+    machine.ship(&gateway).await;
+    assert_eq!((machine.watches.left(), gateway.count()), (0, before + 1), "one cut, without a round");
+    // And what is remembered of it is what was sent.
+    machine.watches.lose(&machine.path("root"));
+    let before = gateway.count();
+    machine.ship(&gateway).await;
+    assert_eq!(gateway.sent_since(before), BLOCK as u64, "the block of which a part was sent");
+}
