@@ -8,6 +8,8 @@
 //! state_dir = "/var/lib/landfall-agent"   # the default
 //! freeze_command = "/etc/landfall/freeze" # run with LANDFALL_PHASE=freeze and =thaw; default: none
 //! freeze_max = "1min"                     # the default: everything is thawed after so long
+//! skip = ["swap"]                         # swap that is in use is not sent; default: nothing is left out
+//! late_max = "1min"                       # the default: a point may be so late, rather than that it freezes for more than a moment
 //!
 //! [[disk]]
 //! name = "root"
@@ -48,8 +50,10 @@ use crate::qemu::{GuestFreeze, QemuConfig, qemu};
 const STATE_DIR: &str = "/var/lib/landfall-agent";
 const INTERVAL: Duration = Duration::from_secs(300);
 const FREEZE_MAX: Duration = Duration::from_secs(60);
+const LATE_MAX: Duration = Duration::from_secs(60);
 
-const AGENT_KEYS: &[&str] = &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max"];
+const AGENT_KEYS: &[&str] =
+    &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max", "late_max", "skip"];
 const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts", "source", "device"];
 
 /// What an agent protects, and where it sends it.
@@ -67,6 +71,10 @@ pub struct AgentConfig {
     pub freeze_command: Option<String>,
     /// Everything is thawed after so long.
     pub freeze_max: Duration,
+    /// A point may be so late, rather than that everything is held still for more than a moment.
+    pub late_max: Duration,
+    /// What is in swap is left out: swap that is in use is zero in points, but for its first 64 KiB.
+    pub skip_swap: bool,
     /// The disks; the machine boots from the first.
     pub disks: Vec<DiskConfig>,
     /// The virtual machine that they are of; none: they are this host's.
@@ -116,9 +124,21 @@ impl AgentConfig {
             interval: agent.duration("interval")?.unwrap_or(INTERVAL),
             freeze_command: agent.text("freeze_command")?.map(|(_, text)| text),
             freeze_max: agent.duration("freeze_max")?.unwrap_or(FREEZE_MAX),
+            late_max: agent.duration("late_max")?.unwrap_or(LATE_MAX),
+            skip_swap: skips_swap(&agent)?,
             disks,
             qemu,
         })
+    }
+}
+
+/// Whether the list of what is skipped names swap. Nothing else is known.
+fn skips_swap(agent: &Table<'_>) -> Result<bool> {
+    let source = agent.source();
+    let named = agent.get("skip").map(|value| source.texts(value)).transpose()?.unwrap_or_default();
+    match named.iter().find(|(_, what)| what != "swap") {
+        Some((at, what)) => Err(source.wrong(*at, format!("skip {what:?}: what can be skipped is \"swap\""))),
+        None => Ok(!named.is_empty()),
     }
 }
 

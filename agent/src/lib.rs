@@ -19,6 +19,7 @@
 //! All of it is in the module `state`: one file, replaced whole, says what the others mean.
 
 mod backoff;
+mod batch;
 mod cancel;
 mod check;
 mod compare;
@@ -36,8 +37,10 @@ mod qemu;
 mod ranges;
 mod rounds;
 mod run;
+mod settle;
 mod shape;
 mod ship;
+mod skip;
 mod state;
 mod status;
 mod tracking;

@@ -21,6 +21,7 @@ use crate::link::{Connect, Gateways, Link, Receive};
 use crate::orders::Orders;
 use crate::qemu::Vm;
 use crate::ship::{Event, Fault, Shared, Shipper};
+use crate::skip::Skip;
 use crate::state::StateDir;
 use crate::status::StatusFile;
 use crate::watch;
@@ -99,6 +100,8 @@ impl<C: Connect> Agent<C> {
             events.lock().unwrap_or_else(PoisonError::into_inner).event(&event);
         };
         let shipper = Shipper {
+            late_max: config.late_max,
+            skip: Skip::new(config.skip_swap),
             state: Shared::new(state),
             state_root: config.state_dir.clone(),
             disks: config.disks.clone(),

@@ -27,6 +27,7 @@ use crate::link::{Link, Receive, now};
 use crate::orders::{Gate, Orders, gate};
 use crate::qemu::Vm;
 use crate::rounds::Unshipped;
+use crate::skip::Skip;
 use crate::state::StateDir;
 use crate::tracking::Tracking;
 
@@ -143,6 +144,9 @@ pub(crate) struct Shipper {
     pub(crate) state_root: PathBuf,
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) freeze: Freeze,
+    pub(crate) skip: Skip,
+    /// A point may be so late, rather than that everything is held still until it is sent.
+    pub(crate) late_max: Duration,
     pub(crate) cancel: Cancel,
     /// What was written to the disks.
     pub(crate) tracking: Tracking,
@@ -280,6 +284,7 @@ impl Shipper {
             plan,
             disks: self.disks.clone(),
             freeze: self.freeze.clone(),
+            skip: self.skip,
             base: self.state.run(|state| Ok(state.base())).await?,
             state_root: self.state_root.clone(),
             stop: stop.0.clone(),

@@ -54,7 +54,16 @@ fn what_is_not_said_has_its_default() {
     let config = parse(text).expect("a configuration");
     assert_eq!((config.interval, config.freeze_max), (INTERVAL, FREEZE_MAX));
     assert_eq!(config.state_dir, PathBuf::from("/var/lib/landfall-agent"));
-    assert!(!Freeze::of(&config).all_mounts);
+    assert!(!Freeze::of(&config).all_mounts && !config.skip_swap);
+}
+
+#[test]
+fn what_is_skipped_is_swap_or_nothing() {
+    let with = |line: &str| GOOD.replacen("[agent]\n", &format!("[agent]\n{line}\n"), 1);
+    assert!(parse(&with("skip = [\"swap\"]")).expect("a configuration").skip_swap);
+    assert!(!parse(&with("skip = []")).expect("a configuration").skip_swap);
+    let error = error(&with("skip = [\"swap\", \"tmp\"]"));
+    assert!(error.contains("\"tmp\"") && error.contains("what can be skipped is \"swap\""), "{error}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::freeze::Freeze;
 use crate::image::{DiskConfig, SourceChoice};
 use crate::orders::Orders;
 use crate::ship::{Event, Fault, Shared, Shipped, Shipper};
+use crate::skip::Skip;
 use crate::state::StateDir;
 use crate::tracking::Tracking;
 
@@ -132,6 +133,8 @@ impl Machine {
             interval: Duration::from_secs(1),
             freeze_command: self.freeze_command.clone(),
             freeze_max: Duration::from_secs(30),
+            late_max: Duration::ZERO,
+            skip_swap: false,
             disks: self.disks.clone(),
             qemu: None,
         }
@@ -163,6 +166,8 @@ impl Machine {
                 state_root: self.state_dir(),
                 disks: self.disks.clone(),
                 freeze: Freeze::of(&self.config()),
+                late_max: self.config().late_max,
+                skip: Skip::default(),
                 cancel: Cancel::default(),
                 tracking: Tracking::new(&self.disks, self.watches.clone().begin()),
                 vm: None,
