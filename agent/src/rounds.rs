@@ -77,7 +77,7 @@ impl Shipper {
     ) -> Result<Shipped, Fault> {
         // All that is read is of the cut.
         if self.vm.is_some() {
-            return whole(self.one(link, plan, group, Manner::Staged).await);
+            return whole(self.one(link, plan, group, Manner::Staged(STAGE_BYTES_MAX)).await);
         }
         let mut left = self.left().await?;
         if !self.tracking.watches(&self.protected()) {
