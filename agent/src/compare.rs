@@ -189,6 +189,7 @@ impl Cut {
         let taken = self.tracking.take(self.manner != Manner::Round);
         for disk in disks {
             disk.shape.whole = self.is_whole(&disk.shape.name);
+            disk.leisurely = self.manner == Manner::Round;
             // After the marks were taken: what is written once it is swap no more is marked again.
             disk.skip = self.skipped(disk);
             let again = self.tracking.skip(&disk.shape.name, disk.skip.as_ref());

@@ -33,6 +33,7 @@ mod journal;
 mod link;
 mod mounts;
 mod orders;
+mod pace;
 mod ranges;
 mod rounds;
 mod run;
