@@ -210,6 +210,7 @@ impl Cut {
                 self.look_at_guest(disk);
                 continue;
             }
+            disk.leisurely = self.manner == Manner::Round;
             // After the marks were taken: what is written once it is swap no more is marked again.
             disk.skip = self.skipped(disk);
             let again = self.tracking.skip(&disk.shape.name, disk.skip.as_ref());

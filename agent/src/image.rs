@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Instant;
 
 use bytes::Bytes;
 use landfall_disk::RawReader;
@@ -17,6 +18,7 @@ use crate::batch::Batch;
 use crate::check::IMAGE;
 use crate::fingerprints::{BATCH_BLOCKS, BLOCK_BYTES};
 use crate::qemu::GuestDisk;
+use crate::pace::Pace;
 use crate::tracking::Dirty;
 
 /// Buffers of one read each: one is being filled, one compared, the others wait.
@@ -120,6 +122,8 @@ pub(crate) struct OpenDisk {
     pub(crate) look: Dirty,
     /// The reader is of a copy, which nobody writes to.
     pub(crate) copied: bool,
+    /// Where all of it is read while everything goes on, others go first.
+    pub(crate) leisurely: bool,
     /// What of it is zero to the gateway, whatever it holds: whole blocks, and so is what is looked at of them.
     pub(crate) skip: Option<BlockSet>,
 }
@@ -177,6 +181,7 @@ pub(crate) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<OpenDisk>> {
             reader: (!disk.exclude).then_some(DiskReader::Host(reader)),
             look: Dirty::All,
             copied: false,
+            leisurely: false,
             skip: None,
         });
     }
@@ -324,6 +329,8 @@ struct Reading<'a> {
     stop: &'a dyn Fn() -> bool,
     /// What is read next.
     batch: Batch,
+    /// Where others go first.
+    pace: Option<Pace>,
 }
 
 impl<'a> Reading<'a> {
@@ -334,7 +341,9 @@ impl<'a> Reading<'a> {
         to: &'a dyn Pieces,
         stop: &'a dyn Fn() -> bool,
     ) -> Self {
-        Self { disk, reader, of, to, stop, batch: Batch::default() }
+        let at_leisure = of.leisurely && matches!(of.look, Dirty::All);
+        let pace = if at_leisure { Pace::of(&of.shape.identity) } else { None };
+        Self { disk, reader, of, to, stop, batch: Batch::default(), pace }
     }
 
     fn read(mut self) -> Result<()> {
@@ -399,7 +408,12 @@ impl<'a> Reading<'a> {
             return Ok(());
         }
         let mut bytes = self.to.buffer(self.batch.bytes())?;
+        let begun = Instant::now();
         self.batch.read(self.reader, &mut bytes)?;
+        if let Some(pace) = &mut self.pace {
+            // Whether to stop is seen before the next read.
+            std::thread::sleep(pace.rest(bytes.len() as u64, begun.elapsed()));
+        }
         self.to.give(Piece::Data { disk: self.disk, runs: self.batch.take(), bytes })
     }
 }

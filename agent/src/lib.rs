@@ -34,6 +34,7 @@ mod link;
 mod mounts;
 mod orders;
 mod qemu;
+mod pace;
 mod ranges;
 mod rounds;
 mod run;

@@ -61,7 +61,7 @@ impl View<'_> {
             identity: identity.clone(),
         };
         if disk.excluded {
-            return Ok(OpenDisk { shape: shape(disk.device.size), reader: None, look: Dirty::All, copied: false, skip: None });
+            return Ok(OpenDisk { shape: shape(disk.device.size), reader: None, look: Dirty::All, copied: false, leisurely: false, skip: None });
         }
         let written = disk.since.as_ref().map(|name| format!("qemu:dirty-bitmap:{name}"));
         let contexts: Vec<&str> = [BASE_ALLOCATION].into_iter().chain(written.as_deref()).collect();
@@ -73,7 +73,7 @@ impl View<'_> {
         let shape = shape(client.size());
         let scratch = self.vm.config.scratch_dir.display().to_string();
         let reader = Some(DiskReader::Guest(GuestDisk { size: client.size(), client: Mutex::new(client), scratch }));
-        Ok(OpenDisk { shape, reader, look, copied: true, skip: None })
+        Ok(OpenDisk { shape, reader, look, copied: true, leisurely: false, skip: None })
     }
 }
 
