@@ -1,5 +1,4 @@
 //! The guest that other tests stand on: it boots, does what it is told, and what it writes is on its disks.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::fs;
 use std::time::Duration;

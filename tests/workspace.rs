@@ -20,7 +20,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("landfall-track", &["landfall-model"]),
     ("landfall-settings", &["landfall-model"]),
     ("landfall-wire", &["landfall-model"]),
-    ("landfall-agent", &["landfall-model", "landfall-disk", "landfall-settings", "landfall-track", "landfall-wire"]),
+    (
+        "landfall-agent",
+        &[
+            "landfall-model",
+            "landfall-disk",
+            "landfall-nbd",
+            "landfall-qmp",
+            "landfall-settings",
+            "landfall-track",
+            "landfall-wire",
+        ],
+    ),
     ("landfall-vault", &["landfall-model", "landfall-keys"]),
     (
         "landfall-gateway",

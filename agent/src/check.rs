@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use landfall_model::{Consistency, DiskName};
+use landfall_model::{Consistency, DiskName, Result};
 
 use crate::config::AgentConfig;
 use crate::freeze::Freeze;
 use crate::image::{DiskConfig, SourceChoice};
+use crate::qemu::{self, QemuConfig};
 use crate::{mounts, watch};
 
 /// The source that compares.
@@ -42,6 +43,9 @@ pub struct Check {
 
 /// Tries how a configuration will work on this host. Nothing is changed, and nothing is left behind.
 pub fn check(config: &AgentConfig) -> Check {
+    if let Some(qemu) = &config.qemu {
+        return virtual_machine(config, qemu);
+    }
     let disks: Vec<DiskCheck> = config.disks.iter().map(|d| disk(d, &config.state_dir)).collect();
     let is_watched = |check: &&DiskCheck| check.source.is_some_and(|source| source != IMAGE);
     let path = |check: &DiskCheck| config.disks.iter().find(|d| d.name == check.name)?.path.clone();
@@ -51,6 +55,28 @@ pub fn check(config: &AgentConfig) -> Check {
     let paths: Vec<_> = disks.iter().filter(|d| d.source.is_some()).filter_map(path).collect();
     let not_frozen = mounts::on(&paths).others;
     Check { disks, consistency: freeze.consistency(), not_frozen, frozen: freeze.mounts }
+}
+
+/// The same of a virtual machine.
+fn virtual_machine(config: &AgentConfig, qemu: &QemuConfig) -> Check {
+    const COST: &str = "what the guest overwrites while a cut is read is kept in scratch_dir until then";
+    let (found, agent) = qemu::check(qemu, &config.disks);
+    let frozen = match &agent {
+        Ok(true) => String::new(),
+        Ok(false) => "; no guest_agent is named, so nothing in the guest is held still".to_owned(),
+        Err(error) => format!("; nothing in the guest is held still: {error}"),
+    };
+    let disk = |(disk, found): (&DiskConfig, Result<String>)| {
+        let (source, why, cost, error) = match found {
+            _ if disk.exclude => (None, "it is excluded".to_owned(), "nothing", None),
+            Ok(version) => (Some(qemu::SOURCE), format!("{version} can cut it{frozen}"), COST, None),
+            Err(error) => (None, "QEMU cannot be asked for it".to_owned(), "", Some(error.to_string())),
+        };
+        DiskCheck { name: disk.name.clone(), source, why, cost: cost.to_owned(), error }
+    };
+    let disks = config.disks.iter().zip(found).map(disk).collect();
+    let consistency = Freeze::of(config).consistency_where(matches!(agent, Ok(true)));
+    Check { disks, consistency, frozen: Vec::new(), not_frozen: Vec::new() }
 }
 
 fn disk(disk: &DiskConfig, state_dir: &Path) -> DiskCheck {

@@ -8,7 +8,8 @@
 //! While a staged cut holds everything still, it writes nothing: also the file system of the state directory may be frozen.
 //!
 //! # Bounds
-//! [`MEMORY_BYTES_MAX`] is the sum of all that a cycle holds at once, whatever the sizes of the disks.
+//! [`MEMORY_BYTES_MAX`] is the sum of all that a cycle holds at once, whatever the sizes of the disks; beside the marks, and what a late
+//! cut reads at once ([`crate::rounds`]).
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -30,11 +31,14 @@ use crate::fingerprints::{self, BLOCK_BYTES, BlockHash, HASH_BYTES, block_count,
 use crate::freeze::{Freeze, Held};
 use crate::history::{Plan, RUNS_MAX};
 use crate::image::{
-    BUFFERS, DiskConfig, Flowing, OpenDisk, Piece, READ_BYTES, STAGE_BYTES_MAX, StagedPieces, WINDOW_BYTES, open_disks,
-    read_all, stage, stopped,
+    BUFFERS, DiskConfig, DiskReader, Flowing, OpenDisk, Piece, READ_BYTES, STAGE_BYTES_MAX, StagedPieces, WINDOW_BYTES,
+    open_disks, read_all, stage, stopped,
 };
 use crate::journal::{DiskState, JournalHead, JournalWriter};
+use crate::qemu::Vm;
+use crate::settle::{Settled, settle};
 use crate::shape;
+use crate::skip::Skip;
 use crate::state::Base;
 use crate::tracking::{Dirty, Tracking};
 
@@ -55,6 +59,9 @@ const _: () = assert!(to_usize(STAGE_BYTES_MAX) <= FLOWING_BYTES);
 const MEMORY_BYTES: usize = FLOWING_BYTES + 1024 * 1024 + 2 * RUNS_MAX * RUN_BYTES + WINDOW_RUNS_BYTES;
 const _: () = assert!(MEMORY_BYTES <= MEMORY_BYTES_MAX, "a cycle stays within its memory");
 
+/// A part of a block that is zero is sent as zeroes from this length on: what is shorter is data to the gateway in any case.
+const ZEROES_BYTES_MIN: u64 = 16 * 1024;
+
 /// Tells a cut to end before it is complete.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
@@ -74,8 +81,8 @@ impl Stop {
 pub(crate) enum Manner {
     /// Everything is held still until it is sent.
     Whole,
-    /// Everything is held still until what was written is read.
-    Staged,
+    /// Everything is held still until what was written is read: at most so many bytes.
+    Staged(u64),
     /// Nothing is held still, and the cycle is unfinished.
     Round,
 }
@@ -84,10 +91,13 @@ pub(crate) enum Manner {
 pub(crate) struct Cut {
     pub(crate) manner: Manner,
     pub(crate) tracking: Tracking,
+    /// The virtual machine whose disks are cut; none: they are this host's.
+    pub(crate) vm: Option<Arc<Vm>>,
     pub(crate) cycle: CycleId,
     pub(crate) plan: Plan,
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) freeze: Freeze,
+    pub(crate) skip: Skip,
     pub(crate) base: Base,
     pub(crate) state_root: PathBuf,
     pub(crate) stop: Stop,
@@ -121,18 +131,21 @@ impl Cut {
     ) -> Result<Option<CutDone>> {
         let stop = || self.stop.is_set() || out.is_closed();
         // Before anything is held still; a round is one with a cycle that has it.
-        let shape = if self.manner == Manner::Round { None } else { shape::read() };
-        let (mut held, consistency) = match self.manner {
-            Manner::Round => (None, Consistency::Unfinished),
-            manner => {
-                let held = self.freeze.hold(&self.state_root, manner == Manner::Whole, &stop)?;
-                (Some(held), self.freeze.consistency())
-            }
+        let shape = if self.manner == Manner::Round || self.vm.is_some() { None } else { shape::read() };
+        let prepared =
+            self.vm.as_ref().map(|vm| vm.prepare(&self.disks, |disk| self.base.cycle_of(disk))).transpose()?;
+        let mut held = match self.manner {
+            Manner::Round => None,
+            manner => Some(self.freeze.hold(&self.state_root, manner == Manner::Whole, &stop)?),
         };
         let since = Instant::now();
         let time = time()?;
-        let mut disks = open_disks(&self.disks)?;
-        self.look(&mut disks)?;
+        let view = prepared.map(|prepared| prepared.cut(self.cycle)).transpose()?;
+        let guest = view.is_some() && held.as_mut().is_some_and(Held::thaw_guest);
+        let consistency = match self.manner {
+            Manner::Round => Consistency::Unfinished,
+            _ => self.freeze.consistency_where(guest),
+        };
         let mut frozen = Duration::ZERO;
         let mut thaw = |held: &mut Option<Held>| {
             let Some(held) = held.take() else { return Ok(()) };
@@ -140,9 +153,29 @@ impl Cut {
             frozen = since.elapsed();
             thawed
         };
+        let (mut disks, shape) = match &view {
+            Some(view) => {
+                // What is read is of the cut: nothing has to stand still for it.
+                thaw(&mut held)?;
+                (view.open()?, view.shape.clone())
+            }
+            None => (open_disks(&self.disks)?, shape),
+        };
+        self.look(&mut disks)?;
         let mut staged = Vec::new();
-        if self.manner == Manner::Staged {
-            let read = stage(&disks, &stop);
+        if let Manner::Staged(bytes_max) = self.manner {
+            let mut read = stage(&disks, bytes_max, &stop);
+            if let (Consistency::Crash, Ok(Some(pieces))) = (consistency, &mut read) {
+                match settle(&self.tracking, &mut disks, pieces, bytes_max, &stop) {
+                    Ok(Settled::Moment) => {}
+                    Ok(Settled::Never) => tracing::warn!(
+                        "the disks are written to without a pause and nothing holds them still: this point is of no one moment; \
+                         a freeze_command, or mounts, would make it one"
+                    ),
+                    Ok(Settled::TooMuch) => read = Ok(None),
+                    Err(error) => read = Err(error),
+                }
+            }
             thaw(&mut held)?;
             match read? {
                 Some(pieces) => staged = pieces,
@@ -162,6 +195,8 @@ impl Cut {
         let journal = journal(&head)?;
         out.blocking_send(FromAgent::Begin(begin)).map_err(|_| stopped())?;
         let done = self.compare(&disks, staged, journal, &out, &stop)?;
+        // What the guest overwrites need not be kept any more.
+        drop((disks, view));
         thaw(&mut held)?;
         Ok(Some(CutDone { held: frozen, ..done }))
     }
@@ -171,13 +206,21 @@ impl Cut {
         let taken = self.tracking.take(self.manner != Manner::Round);
         for disk in disks {
             disk.shape.whole = self.is_whole(&disk.shape.name);
+            if self.vm.is_some() {
+                self.look_at_guest(disk);
+                continue;
+            }
+            disk.leisurely = self.manner == Manner::Round;
+            // After the marks were taken: what is written once it is swap no more is marked again.
+            disk.skip = self.skipped(disk);
+            let again = self.tracking.skip(&disk.shape.name, disk.skip.as_ref());
             let Some(known) = taken.iter().find(|taken| taken.name == disk.shape.name) else { continue };
             disk.shape.source = known.source.to_owned();
             if let Some(copy) = &known.copy {
                 let reader = RawReader::open(copy).map_err(|e| Error::from(e).context("the copy of a disk"))?;
                 // As it was at the cut, and it is the disk's.
                 disk.shape.size = reader.size();
-                (disk.reader, disk.copied) = (Some(reader), true);
+                (disk.reader, disk.copied, disk.skip) = (Some(DiskReader::Host(reader)), true, None);
             }
             if disk.shape.whole {
                 continue;
@@ -189,9 +232,32 @@ impl Cut {
             };
             if let (Dirty::Blocks(set), Plan::Incremental { extra, .. }) = (&mut disk.look, &self.plan) {
                 extra.of(&disk.shape.name).into_iter().flat_map(ExtentSet::iter).for_each(|run| set.insert(run));
+                again.into_iter().flat_map(|before| before.runs().collect::<Vec<_>>()).for_each(|run| set.insert(run));
+                // Of what is skipped whole blocks are zero.
+                let within = disk.skip.iter().flat_map(BlockSet::runs).flat_map(|run| set.runs_within(run));
+                let marked: Vec<Extent> = within.collect();
+                marked.into_iter().map(whole_blocks_around).for_each(|run| set.insert(run));
             }
         }
         Ok(())
+    }
+
+    /// The same of a guest's disk, which knows what was written.
+    fn look_at_guest(&self, disk: &mut OpenDisk) {
+        // What came on, or was cut off, is in no bitmap.
+        let resized = self.base.size_of(&disk.shape.name) != Some(disk.shape.size);
+        if disk.shape.whole || resized {
+            disk.look = Dirty::All;
+        }
+        if let (Dirty::Blocks(set), Plan::Incremental { extra, .. }) = (&mut disk.look, &self.plan) {
+            extra.of(&disk.shape.name).into_iter().flat_map(ExtentSet::iter).for_each(|run| set.insert(run));
+        }
+    }
+
+    fn skipped(&self, disk: &OpenDisk) -> Option<BlockSet> {
+        let path = self.disks.iter().find(|d| d.name == disk.shape.name)?.path.as_deref()?;
+        let Some(DiskReader::Host(reader)) = &disk.reader else { return None };
+        self.skip.of(path, reader)
     }
 
     /// Whether all data of a disk is sent, and what is not sent is zero: also where the parent may not have the disk.
@@ -230,10 +296,16 @@ impl Cut {
     }
 }
 
+fn whole_blocks_around(run: Extent) -> Extent {
+    Extent::between(run.start - run.start % BLOCK_BYTES, run.end().next_multiple_of(BLOCK_BYTES))
+}
+
 /// A disk as it is compared.
 struct Known<'a> {
     /// Its number in the journal.
     number: usize,
+    /// Its bytes.
+    size: u64,
     /// None: all of it was zero, or that is taken to be so.
     fingerprints: Option<fingerprints::Reader>,
     /// All data is sent, and no zeroes.
@@ -242,6 +314,8 @@ struct Known<'a> {
     extra: Option<&'a ExtentSet>,
     /// The block whose fingerprint comes next.
     at: u64,
+    /// The last block of which a part was sent.
+    in_part: Option<u64>,
 }
 
 struct Comparison<'a> {
@@ -275,7 +349,8 @@ impl<'a> Comparison<'a> {
                 Plan::Full { .. } => (None, None),
                 Plan::Incremental { extra, .. } => (cut.base.reader(name)?, extra.of(name)),
             };
-            known.push(Some(Known { number: protected, fingerprints, whole: disk.shape.whole, extra, at: 0 }));
+            let (number, size, whole) = (protected, disk.shape.size, disk.shape.whole);
+            known.push(Some(Known { number, size, fingerprints, whole, extra, at: 0, in_part: None }));
             protected += 1;
         }
         let out = Output { out, digest: CycleDigest::default(), zeroes: None, sent_bytes: 0 };
@@ -285,65 +360,88 @@ impl<'a> Comparison<'a> {
     fn piece(&mut self, piece: Piece) -> Result<()> {
         match piece {
             Piece::Zero { disk, extent } => self.blocks(disk, extent, None),
-            Piece::Data { disk, start, bytes } => {
-                let extent = Extent { start, len: bytes.len() as u64 };
-                self.read_bytes += extent.len;
-                let message = |run| Bytes::copy_from_slice(&bytes[run]);
-                self.blocks(disk, extent, Some(Read { bytes: &bytes, message: &message }))?;
+            Piece::Data { disk, runs, bytes } => {
+                self.runs(disk, &runs, &bytes, &|run| Bytes::copy_from_slice(&bytes[run]))?;
                 // The reader may be done and need no buffer any more.
                 let _ = self.back.send(bytes);
                 Ok(())
             }
-            Piece::Staged { disk, start, bytes } => {
-                let extent = Extent { start, len: bytes.len() as u64 };
-                self.read_bytes += extent.len;
-                // Sent from where it lies.
-                self.blocks(disk, extent, Some(Read { bytes: &bytes, message: &|run| bytes.slice(run) }))
-            }
+            // Sent from where it lies.
+            Piece::Staged { disk, runs, bytes } => self.runs(disk, &runs, &bytes, &|run| bytes.slice(run)),
         }
     }
 
-    /// Compares a run of blocks; no bytes: they are all zero.
+    /// Compares runs whose bytes lie one behind the other; `message` makes a message of some.
+    fn runs(
+        &mut self,
+        disk: usize,
+        runs: &[Extent],
+        bytes: &[u8],
+        message: &dyn Fn(Range<usize>) -> Bytes,
+    ) -> Result<()> {
+        let mut at = 0;
+        for run in runs {
+            let end = at + to_usize(run.len);
+            self.read_bytes += run.len;
+            let message = |part: Range<usize>| message(at + part.start..at + part.end);
+            self.blocks(disk, *run, Some(Read { bytes: &bytes[at..end], message: &message }))?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Compares a run; no bytes: it is all zero. Of blocks that it covers in part, that part is sent as it is (ADR 0017).
     fn blocks(&mut self, disk: usize, extent: Extent, bytes: Option<Read<'_>>) -> Result<()> {
         let Some(Some(known)) = self.known.get_mut(disk) else { return Ok(()) };
-        let (first, count) = (extent.start / BLOCK_BYTES, to_usize(block_count(extent.len)));
+        let (first, end) = (extent.start / BLOCK_BYTES, block_count(extent.end()));
+        let ends_with_disk = extent.end() == known.size;
+        let whole = extent.start.div_ceil(BLOCK_BYTES)..if ends_with_disk { end } else { extent.end() / BLOCK_BYTES };
         let before = match &mut known.fingerprints {
-            Some(fingerprints) => {
-                if first > known.at {
-                    fingerprints.skip(first - known.at)?;
+            Some(fingerprints) if !whole.is_empty() => {
+                if whole.start > known.at {
+                    fingerprints.skip(whole.start - known.at)?;
                 }
-                Some(fingerprints.next(count)?)
+                known.at = whole.end;
+                Some(fingerprints.next(to_usize(whole.end - whole.start))?)
             }
-            None => None,
+            _ => None,
         };
-        known.at = first + count as u64;
         let extra = known.extra.filter(|set| set.intersects(&extent));
-        if bytes.is_none() && extra.is_none() && before.is_none_or(is_zero) {
+        if whole == (first..end) && bytes.is_none() && extra.is_none() && before.is_none_or(is_zero) {
             return Ok(());
         }
         // The run of changed data that is not sent yet.
         let mut data = Extent { start: extent.start, len: 0 };
-        for at in 0..count {
-            let start = extent.start + at as u64 * BLOCK_BYTES;
-            let here = Extent::between(start, extent.end().min(start + BLOCK_BYTES));
-            let block = bytes.as_ref().map(|b| b.of(extent.start, here));
-            let hash = block.map_or(BlockHash::ZERO, |b| self.cut.base.key.hash(b));
-            let old = before.map_or(BlockHash::ZERO, |b| BlockHash::read(&b[at * HASH_BYTES..(at + 1) * HASH_BYTES]));
-            if hash != old {
-                self.journal.push(known.number, here.start / BLOCK_BYTES, hash)?;
-            }
-            let wanted = hash != old || known.whole || extra.is_some_and(|set| set.intersects(&here));
-            if !wanted {
-                continue;
-            }
-            if hash == BlockHash::ZERO {
+        for block in first..end {
+            let start = block * BLOCK_BYTES;
+            let here = Extent::between(start.max(extent.start), extent.end().min(start + BLOCK_BYTES));
+            let block_bytes = bytes.as_ref().map(|b| b.of(extent.start, here));
+            let is_zeroes = if whole.contains(&block) {
+                let hash = block_bytes.map_or(BlockHash::ZERO, |b| self.cut.base.key.hash(b));
+                let at = to_usize(block - whole.start) * HASH_BYTES;
+                let old = before.map_or(BlockHash::ZERO, |b| BlockHash::read(&b[at..at + HASH_BYTES]));
+                if hash != old {
+                    self.journal.push(known.number, block, hash)?;
+                }
+                let wanted = hash != old || known.whole || extra.is_some_and(|set| set.intersects(&here));
+                if !wanted {
+                    continue;
+                }
+                hash == BlockHash::ZERO
+            } else {
+                // Said again where it was said before: the journal names all that a gateway that is behind does not have.
+                if known.in_part.replace(block) != Some(block) {
+                    self.journal.push(known.number, block, BlockHash::UNKNOWN)?;
+                }
+                block_bytes.is_none_or(|bytes| here.len >= ZEROES_BYTES_MIN && is_zero(bytes))
+            };
+            if is_zeroes {
                 self.out.read(disk, extent.start, &mut data, bytes.as_ref())?;
                 if !known.whole {
                     self.out.zeroes(disk, here)?;
                 }
                 continue;
             }
-            // Whole, also where little of it is marked: the fingerprint is of all that was read.
             if data.end() != here.start {
                 self.out.read(disk, extent.start, &mut data, bytes.as_ref())?;
                 data = Extent { start: here.start, len: 0 };

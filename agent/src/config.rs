@@ -8,6 +8,8 @@
 //! state_dir = "/var/lib/landfall-agent"   # the default
 //! freeze_command = "/etc/landfall/freeze" # run with LANDFALL_PHASE=freeze and =thaw; default: none
 //! freeze_max = "1min"                     # the default: everything is thawed after so long
+//! skip = ["swap"]                         # swap that is in use is not sent; default: nothing is left out
+//! late_max = "1min"                       # the default: a point may be so late, rather than that it freezes for more than a moment
 //!
 //! [[disk]]
 //! name = "root"
@@ -20,6 +22,18 @@
 //! path = "/dev/vdb"
 //! exclude = true                          # default: false
 //! ```
+//! The disks of a virtual machine on this host, captured from outside:
+//!
+//! ```toml
+//! [qemu]
+//! qmp = "/run/vm/web.qmp"                 # QEMU's -qmp unix:SOCKET,server=on,wait=off
+//! guest_agent = "/run/vm/web.qga"         # freezes the guest's file systems for the cut; default: none
+//! scratch_dir = "/var/lib/landfall-agent/scratch"
+//!
+//! [[disk]]
+//! name = "root"
+//! device = "drive0"                       # id of the guest's disk in QEMU, or of its drive or block node, in place of a path
+//! ```
 //! Every error names the file, the line, and what to do.
 
 use std::path::{Path, PathBuf};
@@ -31,13 +45,16 @@ use landfall_wire::DISKS_MAX;
 
 use crate::freeze::Freeze;
 use crate::image::{DiskConfig, SourceChoice};
+use crate::qemu::{GuestFreeze, QemuConfig, qemu};
 
 const STATE_DIR: &str = "/var/lib/landfall-agent";
 const INTERVAL: Duration = Duration::from_secs(300);
 const FREEZE_MAX: Duration = Duration::from_secs(60);
+const LATE_MAX: Duration = Duration::from_secs(60);
 
-const AGENT_KEYS: &[&str] = &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max"];
-const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts", "source"];
+const AGENT_KEYS: &[&str] =
+    &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max", "late_max", "skip"];
+const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts", "source", "device"];
 
 /// What an agent protects, and where it sends it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,8 +71,14 @@ pub struct AgentConfig {
     pub freeze_command: Option<String>,
     /// Everything is thawed after so long.
     pub freeze_max: Duration,
+    /// A point may be so late, rather than that everything is held still for more than a moment.
+    pub late_max: Duration,
+    /// What is in swap is left out: swap that is in use is zero in points, but for its first 64 KiB.
+    pub skip_swap: bool,
     /// The disks; the machine boots from the first.
     pub disks: Vec<DiskConfig>,
+    /// The virtual machine that they are of; none: they are this host's.
+    pub qemu: Option<QemuConfig>,
 }
 
 impl AgentConfig {
@@ -75,7 +98,7 @@ impl AgentConfig {
         let source = Source::new(text, file);
         let document = source.parse()?;
         let root = source.root(&document);
-        root.only(&["agent", "disk"])?;
+        root.only(&["agent", "disk", "qemu"])?;
         let agent = source.table(root.required("agent", "add a section [agent]")?, "[agent]")?;
         agent.only(AGENT_KEYS)?;
         let machine = agent.parsed::<MachineName>("machine", "add machine = \"NAME\"")?;
@@ -87,6 +110,13 @@ impl AgentConfig {
         for (at, gateway) in &gateways {
             check_address(gateway).map_err(|why| source.wrong(*at, why))?;
         }
+        let disks = disks(source, root.get("disk"))?;
+        let table = root.get("qemu").map(|value| source.table(value, "[qemu]")).transpose()?;
+        let qemu = table.map(|table| qemu(&table, &disks)).transpose()?;
+        if let Some(disk) = disks.iter().find(|disk| qemu.is_none() && disk.device.is_some()) {
+            let why = format!("disk {} has a device: add a section [qemu] with the machine that it is of", disk.name);
+            return Err(source.wrong(source.end(), why));
+        }
         Ok(Self {
             machine,
             gateways: gateways.into_iter().map(|(_, gateway)| gateway).collect(),
@@ -94,8 +124,21 @@ impl AgentConfig {
             interval: agent.duration("interval")?.unwrap_or(INTERVAL),
             freeze_command: agent.text("freeze_command")?.map(|(_, text)| text),
             freeze_max: agent.duration("freeze_max")?.unwrap_or(FREEZE_MAX),
-            disks: disks(source, root.get("disk"))?,
+            late_max: agent.duration("late_max")?.unwrap_or(LATE_MAX),
+            skip_swap: skips_swap(&agent)?,
+            disks,
+            qemu,
         })
+    }
+}
+
+/// Whether the list of what is skipped names swap. Nothing else is known.
+fn skips_swap(agent: &Table<'_>) -> Result<bool> {
+    let source = agent.source();
+    let named = agent.get("skip").map(|value| source.texts(value)).transpose()?.unwrap_or_default();
+    match named.iter().find(|(_, what)| what != "swap") {
+        Some((at, what)) => Err(source.wrong(*at, format!("skip {what:?}: what can be skipped is \"swap\""))),
+        None => Ok(!named.is_empty()),
     }
 }
 
@@ -119,6 +162,7 @@ impl Freeze {
             unnamed,
             longest: config.freeze_max,
             program: PathBuf::from("fsfreeze"),
+            guest: config.qemu.as_ref().and_then(GuestFreeze::of),
         }
     }
 }
@@ -151,7 +195,8 @@ fn disk(table: &Table<'_>) -> Result<DiskConfig> {
     let name = table.parsed::<DiskName>("name", "add name = \"NAME\"")?;
     let exclude = table.flag("exclude")?.unwrap_or(false);
     let path = table.path("path")?;
-    if path.is_none() && !exclude {
+    let device = table.text("device")?.map(|(_, device)| device);
+    if path.is_none() && device.is_none() && !exclude {
         table.required("path", "add path = \"/dev/...\", or exclude = true")?;
     }
     let source = table.source();
@@ -170,7 +215,7 @@ fn disk(table: &Table<'_>) -> Result<DiskConfig> {
             }
         },
     };
-    Ok(DiskConfig { name, path, exclude, mounts, source: choice })
+    Ok(DiskConfig { name, path, exclude, mounts, source: choice, device })
 }
 
 #[cfg(test)]

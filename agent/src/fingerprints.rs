@@ -4,7 +4,7 @@
 //! "LFFPRNT1" | key check 16 | cycle 16 | size of the disk u64 | zero 16 | hash of block 0, 16 | hash of block 1, 16 | ...
 //! ```
 //! Blocks are of 64 KiB, the last of a disk may be shorter. A hash is the beginning of a keyed BLAKE3 of the block; all zeroes mean
-//! that the block is all zeroes. The key is random and never leaves the agent: nobody can make two blocks of one hash. The file is read
+//! that the block is all zeroes, all ones that only a part of it was sent, so that what the gateway has of it was never hashed. The key is random and never leaves the agent: nobody can make two blocks of one hash. The file is read
 //! and written in order and is never whole in memory: a disk of 64 TiB has 16 GiB of it, sparse where the disk is zero.
 //!
 //! # Crash consistency
@@ -38,6 +38,9 @@ impl BlockHash {
     /// Of a block that is all zeroes.
     pub(crate) const ZERO: Self = Self([0; HASH_BYTES]);
 
+    /// Of a block of which a part was sent: equal to that of no content, so that who compares sends the block.
+    pub(crate) const UNKNOWN: Self = Self([0xff; HASH_BYTES]);
+
     /// The hash that stands in these bytes.
     pub(crate) fn read(bytes: &[u8]) -> Self {
         let mut hash = [0; HASH_BYTES];
@@ -66,7 +69,7 @@ impl FingerprintKey {
         }
         let mut hash = [0; HASH_BYTES];
         hash.copy_from_slice(&blake3::keyed_hash(&self.0, block).as_bytes()[..HASH_BYTES]);
-        if hash == BlockHash::ZERO.0 {
+        if hash == BlockHash::ZERO.0 || hash == BlockHash::UNKNOWN.0 {
             hash[0] = 1;
         }
         BlockHash(hash)

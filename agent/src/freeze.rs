@@ -25,6 +25,7 @@ use landfall_model::{Consistency, Error, ErrorKind, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::qemu::{FrozenGuest, GuestFreeze};
 use crate::{durable, mounts};
 
 /// Waits for the end of its input, for `$1` seconds at most, and runs the rest. A signal that ends the agent's group does not end it.
@@ -56,6 +57,8 @@ pub(crate) struct Freeze {
     pub(crate) longest: Duration,
     /// `fsfreeze` of util-linux.
     pub(crate) program: PathBuf,
+    /// A guest's file systems, where the disks are those of a virtual machine.
+    pub(crate) guest: Option<GuestFreeze>,
 }
 
 impl Freeze {
@@ -72,7 +75,12 @@ impl Freeze {
 
     /// What a cut guarantees that was made in this way.
     pub(crate) fn consistency(&self) -> Consistency {
-        match (&self.command, self.all_mounts && !self.mounts.is_empty()) {
+        self.consistency_where(self.guest.is_some())
+    }
+
+    /// The same where it is known whether a guest was frozen.
+    pub(crate) fn consistency_where(&self, guest: bool) -> Consistency {
+        match (&self.command, guest || self.all_mounts && !self.mounts.is_empty()) {
             (Some(_), _) => Consistency::Application,
             (None, true) => Consistency::Filesystem,
             (None, false) => Consistency::Crash,
@@ -85,11 +93,9 @@ impl Freeze {
     /// # Errors
     /// `Usage` where something cannot be frozen, or the state directory lies on what would be and is written to; all is thawed again.
     pub(crate) fn hold(&self, state: &Path, writes: bool, stop: &dyn Fn() -> bool) -> Result<Held> {
-        if self.command.is_none() && self.mounts.is_empty() {
-            return Ok(Held { guards: Vec::new(), lock: None, since: Instant::now(), longest: self.longest });
-        }
-        let lock = Some(self.after_earlier_guards(state, stop)?);
-        let mut held = Held { guards: Vec::new(), lock, since: Instant::now(), longest: self.longest };
+        let is_lock_needed = self.command.is_some() || !self.mounts.is_empty();
+        let lock = if is_lock_needed { Some(self.after_earlier_guards(state, stop)?) } else { None };
+        let mut held = Held { guards: Vec::new(), lock, since: Instant::now(), longest: self.longest, guest: None };
         if let Some(command) = &self.command {
             let shell: Vec<OsString> = ["/bin/sh".into(), "-c".into(), command.into()].into();
             let action = Action { what: "the freeze command".to_owned(), freeze: shell.clone(), thaw: shell };
@@ -103,6 +109,9 @@ impl Freeze {
             let action =
                 Action { what: format!("the file system {}", mount.display()), freeze: run("-f"), thaw: run("-u") };
             held.freeze(action, stop)?;
+        }
+        if let Some(guest) = &self.guest {
+            held.guest = guest.freeze(self.longest)?;
         }
         Ok(held)
     }
@@ -193,9 +202,15 @@ pub(crate) struct Held {
     lock: Option<File>,
     since: Instant,
     longest: Duration,
+    guest: Option<FrozenGuest>,
 }
 
 impl Held {
+    /// The disks of a guest were cut: thaws its file systems. `true` where they were frozen until now.
+    pub(crate) fn thaw_guest(&mut self) -> bool {
+        self.guest.take().is_some_and(FrozenGuest::thaw)
+    }
+
     fn freeze(&mut self, action: Action, stop: &dyn Fn() -> bool) -> Result<()> {
         let Action { what, freeze, thaw } = action;
         // From here on the thaw runs in any case: also a command that failed may have frozen something.
@@ -222,6 +237,7 @@ impl Held {
     /// `Usage` where something was not frozen all the time, or cannot be thawed.
     pub(crate) fn thaw(mut self) -> Result<()> {
         let in_time = self.since.elapsed() < self.longest;
+        self.thaw_guest();
         let mut outcome = Ok(());
         while let Some(mut guard) = self.guards.pop() {
             let kept = in_time && guard.is_holding();
@@ -240,8 +256,8 @@ impl Held {
     }
 }
 
-/// Thaws one thing.
-struct Guard {
+/// Thaws one thing, unless it is dismissed.
+pub(crate) struct Guard {
     what: String,
     child: Child,
     thaw: Vec<OsString>,
@@ -249,7 +265,11 @@ struct Guard {
 }
 
 impl Guard {
-    fn start(what: &str, thaw: Vec<OsString>, longest: Duration, lock: Option<&File>) -> Result<Self> {
+    /// Begins to wait. `thaw`: what is run when the agent has gone, or it took too long. `lock`: is held until that is done.
+    ///
+    /// # Errors
+    /// `Usage` where no process can be started.
+    pub(crate) fn start(what: &str, thaw: Vec<OsString>, longest: Duration, lock: Option<&File>) -> Result<Self> {
         let seconds = format!("{}", longest.as_secs_f64());
         let mut words: Vec<OsString> = ["/bin/sh", "-c", GUARD, "landfall-thaw", &seconds].map(OsString::from).into();
         words.extend(thaw.iter().cloned());
@@ -259,6 +279,18 @@ impl Guard {
         }
         let child = shell.stdin(Stdio::piped()).spawn().map_err(|e| failed(what, "freeze", e))?;
         Ok(Self { what: what.to_owned(), child, thaw, released: false })
+    }
+
+    /// There is nothing to thaw any more.
+    pub(crate) fn dismiss(mut self) {
+        self.released = true;
+        kill(&mut self.child);
+    }
+
+    /// Lets it thaw, and waits for nothing.
+    pub(crate) fn leave(mut self) {
+        drop(self.child.stdin.take());
+        std::thread::spawn(move || self.release());
     }
 
     fn is_holding(&mut self) -> bool {

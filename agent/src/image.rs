@@ -7,15 +7,18 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Instant;
 
 use bytes::Bytes;
 use landfall_disk::RawReader;
-use landfall_model::num::to_usize;
-use landfall_model::{DiskName, Error, ErrorKind, Extent, Result};
+use landfall_model::{BlockSet, DiskName, Error, ErrorKind, Extent, Result};
 use landfall_wire::{DATA_BYTES_MAX, DiskShape};
 
+use crate::batch::Batch;
 use crate::check::IMAGE;
 use crate::fingerprints::{BATCH_BLOCKS, BLOCK_BYTES};
+use crate::qemu::GuestDisk;
+use crate::pace::Pace;
 use crate::tracking::Dirty;
 
 /// Buffers of one read each: one is being filled, one compared, the others wait.
@@ -67,17 +70,77 @@ pub struct DiskConfig {
     pub mounts: Vec<PathBuf>,
     /// How its changes are found.
     pub source: SourceChoice,
+    /// What QEMU calls it, where it is a virtual machine's; it has no path then.
+    pub device: Option<String>,
+}
+
+/// Where the bytes of a disk are read.
+pub(crate) enum DiskReader {
+    /// A file or device of this host, or a copy of one.
+    Host(RawReader),
+    /// A disk of a guest.
+    Guest(GuestDisk),
+}
+
+impl DiskReader {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Host(reader) => reader.size(),
+            Self::Guest(reader) => reader.size(),
+        }
+    }
+
+    fn data_extents(&self, within: Extent) -> Result<Vec<Extent>> {
+        match self {
+            Self::Host(reader) => Ok(reader.data_extents(within)?),
+            Self::Guest(reader) => reader.data_extents(within),
+        }
+    }
+
+    pub(crate) fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        match self {
+            Self::Host(reader) => Ok(reader.read_exact_at(buf, offset)?),
+            Self::Guest(reader) => reader.read_exact_at(buf, offset),
+        }
+    }
+
+    fn check_not_shrunk(&self) -> Result<()> {
+        match self {
+            Self::Host(reader) => Ok(reader.check_not_shrunk()?),
+            // It is of a snapshot.
+            Self::Guest(_) => Ok(()),
+        }
+    }
 }
 
 /// A disk that was opened.
 pub(crate) struct OpenDisk {
     pub(crate) shape: DiskShape,
     /// None where it is excluded.
-    pub(crate) reader: Option<RawReader>,
+    pub(crate) reader: Option<DiskReader>,
     /// What of it is looked at.
     pub(crate) look: Dirty,
     /// The reader is of a copy, which nobody writes to.
     pub(crate) copied: bool,
+    /// Where all of it is read while everything goes on, others go first.
+    pub(crate) leisurely: bool,
+    /// What of it is zero to the gateway, whatever it holds: whole blocks, and so is what is looked at of them.
+    pub(crate) skip: Option<BlockSet>,
+}
+
+impl OpenDisk {
+    /// Bytes that are to be read.
+    fn look_bytes(&self) -> u64 {
+        let (Some(reader), skip) = (&self.reader, self.skip.as_ref()) else { return 0 };
+        let skipped = |look: &BlockSet| -> u64 {
+            skip.into_iter().flat_map(BlockSet::runs).flat_map(|run| look.runs_within(run)).map(|run| run.len).sum()
+        };
+        match &self.look {
+            Dirty::Nothing => 0,
+            Dirty::All => reader.size() - skip.map_or(0, BlockSet::len),
+            Dirty::Blocks(set) => set.len() - skipped(set),
+        }
+    }
 }
 
 /// Opens the disks of a machine; which of them are sent whole is said elsewhere. An excluded disk that cannot be opened is left out: nothing is known of it.
@@ -113,28 +176,35 @@ pub(crate) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<OpenDisk>> {
             source: IMAGE.to_owned(),
             identity: reader.identity(),
         };
-        open.push(OpenDisk { shape, reader: (!disk.exclude).then_some(reader), look: Dirty::All, copied: false });
+        open.push(OpenDisk {
+            shape,
+            reader: (!disk.exclude).then_some(DiskReader::Host(reader)),
+            look: Dirty::All,
+            copied: false,
+            leisurely: false,
+            skip: None,
+        });
     }
     Ok(open)
 }
 
-/// A piece of a disk. Pieces of a disk ascend and cover what is looked at; all begin at a block, and end at one or at the end of the disk.
+/// A piece of a disk. Pieces of a disk ascend and cover what is looked at, and no more. A block is in one piece, or several that are apart.
 pub(crate) enum Piece {
-    /// Bytes that were read, at most [`READ_BYTES`].
+    /// Runs that were read, at most [`READ_BYTES`].
     Data {
         /// Number of the disk.
         disk: usize,
-        /// First byte.
-        start: u64,
-        /// The bytes, in a buffer that is wanted back.
+        /// Where they are.
+        runs: Vec<Extent>,
+        /// The bytes, one run behind the other, in a buffer that is wanted back.
         bytes: Vec<u8>,
     },
     /// The same of what was staged.
     Staged {
         /// Number of the disk.
         disk: usize,
-        /// First byte.
-        start: u64,
+        /// Where they are.
+        runs: Vec<Extent>,
         /// The bytes.
         bytes: Bytes,
     },
@@ -188,7 +258,7 @@ impl Pieces for Flowing {
 impl Pieces for RefCell<Vec<Piece>> {
     fn give(&self, piece: Piece) -> Result<()> {
         self.borrow_mut().push(match piece {
-            Piece::Data { disk, start, bytes } => Piece::Staged { disk, start, bytes: bytes.into() },
+            Piece::Data { disk, runs, bytes } => Piece::Staged { disk, runs, bytes: bytes.into() },
             other => other,
         });
         Ok(())
@@ -220,35 +290,31 @@ pub(crate) fn read_all(
         };
         let mut read = || match staged.next().flatten() {
             Some(pieces) => pieces.into_iter().try_for_each(|piece| to.give(piece)),
-            None => Reading { disk: number, reader, look: &disk.look, to, stop }.read(),
+            None => Reading::of(number, reader, disk, to, stop).read(),
         };
         read().map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
     }
     for (disk, reader) in disks.iter().filter_map(|d| Some((d, d.reader.as_ref()?))) {
-        reader.check_not_shrunk().map_err(|e| Error::from(e).context(format!("disk {}", disk.shape.name)))?;
+        reader.check_not_shrunk().map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
     }
     Ok(())
 }
 
-/// Reads what is looked at of the disks that are written to, before any of it is compared; none where that is more than [`STAGE_BYTES_MAX`].
+/// Reads what is looked at of the disks that are written to, before any of it is compared; none where that is more than `bytes_max`.
 ///
 /// # Errors
 /// As for [`read_all`].
-pub(crate) fn stage(disks: &[OpenDisk], stop: &dyn Fn() -> bool) -> Result<Option<StagedPieces>> {
-    let bytes = |disk: &OpenDisk| match (&disk.reader, &disk.look) {
-        (None, _) | (_, Dirty::Nothing) => 0,
-        _ if disk.copied => 0,
-        (Some(reader), Dirty::All) => reader.size(),
-        (Some(_), Dirty::Blocks(set)) => set.len(),
-    };
-    if disks.iter().map(bytes).fold(0, u64::saturating_add) > STAGE_BYTES_MAX {
+pub(crate) fn stage(disks: &[OpenDisk], bytes_max: u64, stop: &dyn Fn() -> bool) -> Result<Option<StagedPieces>> {
+    let written_to = disks.iter().filter(|disk| !disk.copied);
+    if written_to.map(OpenDisk::look_bytes).fold(0, u64::saturating_add) > bytes_max {
         return Ok(None);
     }
     let stage = |(number, disk): (usize, &OpenDisk)| {
         let Some(reader) = disk.reader.as_ref().filter(|_| !disk.copied) else { return Ok(None) };
         let pieces = RefCell::default();
-        let reading = Reading { disk: number, reader, look: &disk.look, to: &pieces, stop };
-        reading.read().map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
+        Reading::of(number, reader, disk, &pieces, stop)
+            .read()
+            .map_err(|e| e.context(format!("disk {}", disk.shape.name)))?;
         Ok(Some(pieces.into_inner()))
     };
     disks.iter().enumerate().map(stage).collect::<Result<_>>().map(Some)
@@ -257,32 +323,58 @@ pub(crate) fn stage(disks: &[OpenDisk], stop: &dyn Fn() -> bool) -> Result<Optio
 /// One disk that is being read.
 struct Reading<'a> {
     disk: usize,
-    reader: &'a RawReader,
-    look: &'a Dirty,
+    reader: &'a DiskReader,
+    of: &'a OpenDisk,
     to: &'a dyn Pieces,
     stop: &'a dyn Fn() -> bool,
+    /// What is read next.
+    batch: Batch,
+    /// Where others go first.
+    pace: Option<Pace>,
 }
 
-impl Reading<'_> {
-    fn read(&self) -> Result<()> {
+impl<'a> Reading<'a> {
+    fn of(
+        disk: usize,
+        reader: &'a DiskReader,
+        of: &'a OpenDisk,
+        to: &'a dyn Pieces,
+        stop: &'a dyn Fn() -> bool,
+    ) -> Self {
+        let at_leisure = of.leisurely && matches!(of.look, Dirty::All);
+        let pace = if at_leisure { Pace::of(&of.shape.identity) } else { None };
+        Self { disk, reader, of, to, stop, batch: Batch::default(), pace }
+    }
+
+    fn read(mut self) -> Result<()> {
         let size = self.reader.size();
         let mut at = 0;
         while at < size {
             let window = Extent::between(at, (at + WINDOW_BYTES).min(size));
-            match self.look {
-                Dirty::Nothing => return Ok(()),
-                Dirty::All => self.extent(window)?,
+            match &self.of.look {
+                Dirty::Nothing => break,
+                Dirty::All => self.look_at(window)?,
                 Dirty::Blocks(set) => {
-                    let runs: Vec<Extent> = set.runs_within(window).collect();
-                    whole_blocks(&runs, window.end()).into_iter().try_for_each(|run| self.extent(run))?;
+                    set.runs_within(window).try_for_each(|run| self.look_at(run))?;
                 }
             }
             at = window.end();
         }
-        Ok(())
+        self.flush()
     }
 
-    fn extent(&self, extent: Extent) -> Result<()> {
+    /// Reads a run as far as it is not skipped.
+    fn look_at(&mut self, run: Extent) -> Result<()> {
+        let mut at = run.start;
+        for skipped in self.of.skip.iter().flat_map(|skip| skip.runs_within(run)) {
+            self.extent(Extent::between(at, skipped.start))?;
+            self.hole(skipped)?;
+            at = skipped.end();
+        }
+        self.extent(Extent::between(at, run.end()))
+    }
+
+    fn extent(&mut self, extent: Extent) -> Result<()> {
         let (mut at, end) = (extent.start, extent.end());
         for data in whole_blocks(&self.reader.data_extents(extent)?, end) {
             let data = Extent::between(data.start.max(extent.start), data.end());
@@ -293,17 +385,36 @@ impl Reading<'_> {
                     return Err(stopped());
                 }
                 let part = (at - at % READ_BYTES + READ_BYTES).min(data.end());
-                let mut bytes = self.to.buffer(to_usize(part - at))?;
-                self.reader.read_exact_at(&mut bytes, at)?;
-                self.to.give(Piece::Data { disk: self.disk, start: at, bytes })?;
+                if self.batch.is_full_for(part - at) {
+                    self.flush()?;
+                }
+                self.batch.push(Extent::between(at, part));
                 at = part;
             }
         }
         self.hole(Extent::between(at, end))
     }
 
-    fn hole(&self, extent: Extent) -> Result<()> {
-        if extent.len > 0 { self.to.give(Piece::Zero { disk: self.disk, extent }) } else { Ok(()) }
+    fn hole(&mut self, extent: Extent) -> Result<()> {
+        if extent.len == 0 {
+            return Ok(());
+        }
+        self.flush()?;
+        self.to.give(Piece::Zero { disk: self.disk, extent })
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.batch.bytes() == 0 {
+            return Ok(());
+        }
+        let mut bytes = self.to.buffer(self.batch.bytes())?;
+        let begun = Instant::now();
+        self.batch.read(self.reader, &mut bytes)?;
+        if let Some(pace) = &mut self.pace {
+            // Whether to stop is seen before the next read.
+            std::thread::sleep(pace.rest(bytes.len() as u64, begun.elapsed()));
+        }
+        self.to.give(Piece::Data { disk: self.disk, runs: self.batch.take(), bytes })
     }
 }
 
@@ -324,6 +435,7 @@ fn whole_blocks(extents: &[Extent], end: u64) -> Vec<Extent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use landfall_model::num::to_usize;
     use std::os::unix::fs::FileExt;
     use std::sync::mpsc::{channel, sync_channel};
 
@@ -334,6 +446,7 @@ mod tests {
             exclude,
             mounts: Vec::new(),
             source: SourceChoice::Auto,
+            device: None,
         }
     }
 
@@ -352,22 +465,30 @@ mod tests {
         (0..64).for_each(|_| back.send(Vec::new()).expect("a buffer"));
         read_all(&disks, Vec::new(), &Flowing { pieces, buffers }, &|| false).expect("read");
         let (mut at, mut read) = (0, 0);
+        let mut next = |extent: &Extent| {
+            assert_eq!((extent.start, extent.start % BLOCK_BYTES), (at, 0));
+            at = extent.end();
+        };
         for piece in got {
-            let (start, len) = match &piece {
-                Piece::Data { start, bytes, .. } => (*start, bytes.len() as u64),
-                Piece::Staged { start, bytes, .. } => (*start, bytes.len() as u64),
-                Piece::Zero { extent, .. } => (extent.start, extent.len),
+            let (runs, mut bytes) = match &piece {
+                Piece::Data { runs, bytes, .. } => (runs, &bytes[..]),
+                Piece::Staged { runs, bytes, .. } => (runs, &bytes[..]),
+                Piece::Zero { extent, .. } => {
+                    next(extent);
+                    continue;
+                }
             };
-            assert_eq!(start, at);
-            assert_eq!(start % BLOCK_BYTES, 0);
-            at += len;
-            if let Piece::Data { bytes, .. } = piece {
-                assert!(len <= READ_BYTES);
-                let mut wanted = vec![0; bytes.len()];
-                file.read_exact_at(&mut wanted, start).expect("read");
-                assert!(bytes == wanted);
-                read += len;
+            assert!(bytes.len() as u64 <= READ_BYTES);
+            for run in runs {
+                next(run);
+                let (here, rest) = bytes.split_at(to_usize(run.len));
+                let mut wanted = vec![0; here.len()];
+                file.read_exact_at(&mut wanted, run.start).expect("read");
+                assert!(here == wanted);
+                read += run.len;
+                bytes = rest;
             }
+            assert_eq!(bytes.len(), 0);
         }
         assert_eq!(at, size);
         assert!(read <= 8 * BLOCK_BYTES, "{read} bytes were read");

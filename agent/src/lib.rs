@@ -19,6 +19,7 @@
 //! All of it is in the module `state`: one file, replaced whole, says what the others mean.
 
 mod backoff;
+mod batch;
 mod cancel;
 mod check;
 mod compare;
@@ -32,11 +33,15 @@ mod journal;
 mod link;
 mod mounts;
 mod orders;
+mod qemu;
+mod pace;
 mod ranges;
 mod rounds;
 mod run;
+mod settle;
 mod shape;
 mod ship;
+mod skip;
 mod state;
 mod status;
 mod tracking;
@@ -49,5 +54,6 @@ pub use cancel::Cancel;
 pub use check::{Check, DiskCheck, check};
 pub use config::AgentConfig;
 pub use image::{DiskConfig, SourceChoice};
+pub use qemu::{QemuConfig, release_guest, release_machine};
 pub use run::{run, run_once};
 pub use status::{CommittedStatus, CutStatus, ErrorStatus, HeldStatus, Status};

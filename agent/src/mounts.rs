@@ -14,7 +14,7 @@ const FREEZABLE: &[&str] =
     &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2", "gfs2", "ocfs2", "reiserfs"];
 
 /// A device by its numbers.
-type Number = (u32, u32);
+pub(crate) type Number = (u32, u32);
 
 /// Mounted file systems of block devices.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -41,7 +41,8 @@ pub(crate) fn on(devices: &[PathBuf]) -> Mounts {
     })
 }
 
-fn number(path: &Path) -> Option<Number> {
+/// The numbers of a block device.
+pub(crate) fn number(path: &Path) -> Option<Number> {
     let meta = fs::metadata(path).ok()?;
     meta.file_type().is_block_device().then(|| (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev())))
 }
@@ -62,7 +63,8 @@ fn add(sys: &Path, device: Number, found: &mut BTreeSet<Number>) {
     }
 }
 
-fn parse_number(text: &[u8]) -> Option<Number> {
+/// Numbers as the kernel writes them: `8:1`.
+pub(crate) fn parse_number(text: &[u8]) -> Option<Number> {
     let (major, minor) = str::from_utf8(text).ok()?.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
@@ -98,7 +100,7 @@ fn parse(table: &[u8], wanted: impl Fn(&Mount) -> bool) -> Mounts {
 }
 
 /// A field of the table: blanks and backslashes stand in octal.
-fn unescaped(field: &[u8]) -> PathBuf {
+pub(crate) fn unescaped(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {

@@ -4,15 +4,26 @@
 //!   round: all that was written      |    round: what was written meanwhile  |  round ... |  freeze, read the rest, thaw
 //!   unfinished                       |    unfinished                         |            |  the point, one with the rounds
 //! ```
-//! Each round is a cycle of its own on the link, durable on the gateway when it is spooled; the gateway makes all of them one point. Each is
-//! shorter than the one before, or it was the last: who writes faster than rounds go gains nothing by more of them.
+//! Each round is a cycle of its own on the link, durable on the gateway when it is spooled; the gateway makes all of them one point.
+//!
+//! # When the cut is made
+//! ```text
+//!   left <= LITTLE                     the cut
+//!   less left than a round ago         another round
+//!   no less, and left <= MUCH          the cut: it may find too much, and is tried again after another round
+//!   no less, and more                  another round, until the point is late by `late_max`; then everything is held still until all is read,
+//!                                      or where that is too much for the memory, until all is sent
+//! ```
+//! A point that is late is better than a database that stands still for seconds. Nothing would ever end that for one who always writes faster than
+//! rounds go: so it is bounded.
 //!
 //! # Bounds
-//! Everything is held still while at most [`STAGE_BYTES_MAX`](crate::image::STAGE_BYTES_MAX) are read, and what is dirty in the page cache is flushed. That is
+//! Everything is held still while at most [`STAGE_BYTES_MAX`](crate::image::STAGE_BYTES_MAX) are read (128 MiB for a late point), and what is dirty in the page cache is flushed. That is
 //! brought out before ([`rustix::fs::syncfs`]), while everything goes on.
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Instant;
 
 use landfall_model::{CycleId, DiskName, Error, ErrorKind, GroupId};
 use tokio::task::spawn_blocking;
@@ -25,11 +36,14 @@ use crate::ship::{Fault, Shipped, Shipper, died};
 
 /// Gateways of an older version would take a round for a point.
 const SINCE_VERSION: u32 = 2;
-/// Rounds before a cut is tried.
-const ROUNDS_MAX: usize = 8;
 /// With so little left, another round costs more than it saves.
-const LITTLE_BYTES: u64 = STAGE_BYTES_MAX / 2;
-/// Cuts that are tried: each is followed by a round where too much was written since the one before.
+const LITTLE_BYTES: u64 = STAGE_BYTES_MAX / 8;
+/// With so much left, what is written until all is frozen still finds room.
+const MUCH_BYTES: u64 = STAGE_BYTES_MAX / 4 * 3;
+/// Read at once while everything is held still, where a point is late: for as long as that takes, and not until it is sent. Memory is taken for it then,
+/// beside that of a cycle, and given back.
+const LATE_STAGE_BYTES_MAX: u64 = 8 * STAGE_BYTES_MAX;
+/// Rounds, and cuts that find too much, before everything is held still, however little time these take.
 const TRIES: usize = 4;
 
 /// Why a cycle was not shipped.
@@ -61,6 +75,10 @@ impl Shipper {
         mut plan: Plan,
         group: Option<GroupId>,
     ) -> Result<Shipped, Fault> {
+        // All that is read is of the cut.
+        if self.vm.is_some() {
+            return whole(self.one(link, plan, group, Manner::Staged(STAGE_BYTES_MAX)).await);
+        }
         let mut left = self.left().await?;
         if !self.tracking.watches(&self.protected()) {
             return whole(self.one(link, plan, group, Manner::Whole).await);
@@ -71,28 +89,41 @@ impl Shipper {
         if matches!(plan, Plan::Full { .. }) && !self.tracking.copies(&self.protected()) {
             left = None;
         }
-        let mut before = None;
-        for _ in 0..if rounds { ROUNDS_MAX } else { 0 } {
-            let shrinks = before.is_none_or(|before| left.is_some_and(|left| left < before / 2));
-            if left.is_some_and(|left| left <= LITTLE_BYTES) || !shrinks {
-                break;
+        let mut begun = None;
+        let (mut before, mut tries) = (None, 0);
+        while tries < TRIES || begun.is_none_or(|begun: Instant| begun.elapsed() < self.late_max) {
+            let shrinks = before.is_none_or(|before| left.is_some_and(|left| left < before));
+            if rounds && !is_ripe(left, shrinks) {
+                plan = self.round(link, plan).await?;
+                // Not from when all was compared.
+                begun.get_or_insert_with(Instant::now);
+                tries += usize::from(!shrinks);
+                before = Some(left.unwrap_or(u64::MAX));
+                left = self.left().await?;
+                continue;
             }
-            plan = self.round(link, plan).await?;
-            before = Some(left.unwrap_or(u64::MAX));
-            left = self.left().await?;
-        }
-        for _ in 0..TRIES {
-            match self.one(link, plan.clone(), group, Manner::Staged).await {
+            match self.one(link, plan.clone(), group, Manner::Staged(STAGE_BYTES_MAX)).await {
                 Ok(shipped) => return Ok(shipped),
                 Err(Unshipped::Fault(fault)) => return Err(fault),
                 Err(Unshipped::TooMuch) if !rounds => break,
-                Err(Unshipped::TooMuch) => plan = self.round(link, plan).await?,
+                Err(Unshipped::TooMuch) => {
+                    plan = self.round(link, plan).await?;
+                    begun.get_or_insert_with(Instant::now);
+                    tries += 1;
+                    (before, left) = (None, self.left().await?);
+                }
             }
         }
-        tracing::warn!(
-            "more is written than can be read while everything is held still for a moment: it is held still until all is sent"
-        );
-        whole(self.one(link, plan, group, Manner::Whole).await)
+        let late = Manner::Staged(LATE_STAGE_BYTES_MAX);
+        match self.one(link, plan.clone(), group, late).await {
+            Err(Unshipped::TooMuch) => {
+                tracing::warn!(
+                    "more is written than can be read while everything is held still for a moment: it is held still until all is sent"
+                );
+                whole(self.one(link, plan, group, Manner::Whole).await)
+            }
+            shipped => whole(shipped),
+        }
     }
 
     /// Ships what was written by now, of a group that is about to be cut: what is left for the cut is little then.
@@ -104,6 +135,9 @@ impl Shipper {
         link: &mut Link<R>,
         newest: Option<CycleId>,
     ) -> Result<Option<CycleId>, Fault> {
+        if self.vm.is_some() {
+            return Ok(newest);
+        }
         let left = self.left().await?;
         let little = left.is_some_and(|left| left <= LITTLE_BYTES);
         if little || link.version < SINCE_VERSION || !self.tracking.watches(&self.protected()) {
@@ -145,6 +179,11 @@ fn flush(mount: &Path) {
     if let Err(error) = flushed {
         tracing::debug!(%error, mount = %mount.display(), "the file system was not flushed before it is frozen");
     }
+}
+
+/// Whether the cut may be made with so much left.
+fn is_ripe(left: Option<u64>, shrinks: bool) -> bool {
+    left.is_some_and(|left| left <= if shrinks { LITTLE_BYTES } else { MUCH_BYTES })
 }
 
 fn whole(shipped: Result<Shipped, Unshipped>) -> Result<Shipped, Fault> {

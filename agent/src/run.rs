@@ -19,7 +19,9 @@ use crate::config::AgentConfig;
 use crate::freeze::Freeze;
 use crate::link::{Connect, Gateways, Link, Receive};
 use crate::orders::Orders;
+use crate::qemu::Vm;
 use crate::ship::{Event, Fault, Shared, Shipper};
+use crate::skip::Skip;
 use crate::state::StateDir;
 use crate::status::StatusFile;
 use crate::watch;
@@ -98,12 +100,15 @@ impl<C: Connect> Agent<C> {
             events.lock().unwrap_or_else(PoisonError::into_inner).event(&event);
         };
         let shipper = Shipper {
+            late_max: config.late_max,
+            skip: Skip::new(config.skip_swap),
             state: Shared::new(state),
             state_root: config.state_dir.clone(),
             disks: config.disks.clone(),
             freeze: Freeze::of(config),
             cancel: cancel.clone(),
             tracking: watch::tracking(&config.disks, &config.state_dir)?,
+            vm: config.qemu.as_ref().map(|qemu| Arc::new(Vm::new(qemu, &config.state_dir))),
             patient: true,
             orders: Orders::default(),
             events: Box::new(record),

@@ -25,7 +25,9 @@ use crate::history::Plan;
 use crate::image::DiskConfig;
 use crate::link::{Link, Receive, now};
 use crate::orders::{Gate, Orders, gate};
+use crate::qemu::Vm;
 use crate::rounds::Unshipped;
+use crate::skip::Skip;
 use crate::state::StateDir;
 use crate::tracking::Tracking;
 
@@ -142,9 +144,14 @@ pub(crate) struct Shipper {
     pub(crate) state_root: PathBuf,
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) freeze: Freeze,
+    pub(crate) skip: Skip,
+    /// A point may be so late, rather than that everything is held still until it is sent.
+    pub(crate) late_max: Duration,
     pub(crate) cancel: Cancel,
     /// What was written to the disks.
     pub(crate) tracking: Tracking,
+    /// The virtual machine whose disks they are, where they are one's.
+    pub(crate) vm: Option<Arc<Vm>>,
     /// Whether it waits for as long as the gateway wants, before everything is sent.
     pub(crate) patient: bool,
     /// What the gateway asks for, on the link that is open.
@@ -272,10 +279,12 @@ impl Shipper {
         let cut = Cut {
             manner,
             tracking: self.tracking.clone(),
+            vm: self.vm.clone(),
             cycle,
             plan,
             disks: self.disks.clone(),
             freeze: self.freeze.clone(),
+            skip: self.skip,
             base: self.state.run(|state| Ok(state.base())).await?,
             state_root: self.state_root.clone(),
             stop: stop.0.clone(),

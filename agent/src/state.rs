@@ -91,6 +91,16 @@ impl Base {
         self.cycle.is_some() && self.disks.iter().any(|d| d.name == *disk)
     }
 
+    /// The cycle that is known of a disk.
+    pub(crate) fn cycle_of(&self, disk: &DiskName) -> Option<CycleId> {
+        self.cycle.filter(|_| self.has(disk))
+    }
+
+    /// Bytes that a disk had then.
+    pub(crate) fn size_of(&self, disk: &DiskName) -> Option<u64> {
+        self.disks.iter().find(|d| d.name == *disk).map(|d| d.size)
+    }
+
     /// The fingerprints of a disk; none where the base does not have it, and all of it was zero.
     ///
     /// # Errors

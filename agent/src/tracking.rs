@@ -96,9 +96,20 @@ struct Disk {
     retry: Instant,
     dirty: Dirty,
     taken: Dirty,
+    /// What the newest kept cycle, or one since that failed, may have as zero in place of what was written.
+    skipped: Option<BlockSet>,
+    /// The same of the cycle in flight.
+    skipping: Option<BlockSet>,
 }
 
 impl Disk {
+    /// Bytes of it that are to be read, as far as that is known.
+    fn left(&self) -> Option<u64> {
+        let Dirty::Blocks(set) = &self.dirty else { return self.dirty.bytes() };
+        let skipped = self.skipped.iter().flat_map(BlockSet::runs).flat_map(|run| set.runs_within(run));
+        Some(set.len() - skipped.map(|run| run.len).sum::<u64>())
+    }
+
     fn copy(&self) -> Option<&Path> {
         self.watch.as_ref().ok()?.copy()
     }
@@ -166,6 +177,8 @@ impl Tracking {
                 retry: Instant::now(),
                 dirty: Dirty::All,
                 taken: Dirty::Nothing,
+                skipped: None,
+                skipping: None,
             })
         };
         Self(Arc::new(Mutex::new(Inner { disks: disks.into_iter().filter_map(disk).collect(), begin })))
@@ -185,7 +198,7 @@ impl Tracking {
         let left = |name: &DiskName| {
             let disk = known.iter().find(|d| d.name == *name)?;
             // A copy is read while everything goes on.
-            if disk.copy().is_some() { Some(0) } else { disk.dirty.bytes() }
+            if disk.copy().is_some() { Some(0) } else { disk.left() }
         };
         disks.into_iter().map(left).sum()
     }
@@ -222,12 +235,53 @@ impl Tracking {
         disks.iter_mut().map(take).collect()
     }
 
+    /// Within a cycle: what was written to each disk since the last look, which the cycle answers for from now on. Nothing where the disk is read from a
+    /// copy. Blocks.
+    pub(crate) fn written_again(&self) -> Vec<(DiskName, Dirty)> {
+        let Inner { disks, begin } = &mut *self.lock();
+        let again = |disk: &mut Disk| {
+            // A watch of another kind makes a copy where it is asked.
+            if disk.copy().is_none() {
+                disk.gather(begin, false);
+            }
+            if disk.watch.is_err() {
+                disk.dirty = Dirty::All;
+            }
+            let written = std::mem::replace(&mut disk.dirty, Dirty::Nothing);
+            disk.taken.add(written.clone());
+            (disk.name.clone(), written)
+        };
+        disks.iter_mut().map(again).collect()
+    }
+
+    /// The cycle takes these blocks of a disk for zero. Returns what is to be looked at beside what is marked: blocks that were taken for zero before, where
+    /// these are others.
+    pub(crate) fn skip(&self, disk: &DiskName, now: Option<&BlockSet>) -> Option<BlockSet> {
+        let mut inner = self.lock();
+        let disk = inner.disks.iter_mut().find(|d| d.name == *disk)?;
+        disk.skipping = now.cloned();
+        let before = disk.skipped.clone().filter(|before| Some(before) != now)?;
+        tracing::info!(disk = %disk.name, "what is skipped of it has changed: what was skipped is compared");
+        disk.taken.add(Dirty::Blocks(before.clone()));
+        Some(before)
+    }
+
     /// The cycle is over; whether it is known to be spooled.
     pub(crate) fn settle(&self, spooled: bool) {
         for disk in &mut self.lock().disks {
             let taken = std::mem::replace(&mut disk.taken, Dirty::Nothing);
-            if !spooled {
+            let skipping = disk.skipping.take();
+            if spooled {
+                disk.skipped = skipping;
+            } else {
                 disk.dirty.add(taken);
+                disk.skipped = match (disk.skipped.take(), skipping) {
+                    (Some(mut before), Some(now)) => {
+                        before.union(&now);
+                        Some(before)
+                    }
+                    (before, now) => before.or(now),
+                };
             }
             if disk.watch.is_err() {
                 disk.dirty = Dirty::All;

@@ -241,6 +241,16 @@ pub(crate) enum AgentCommand {
     Check(AgentFile),
     /// Say whether a configuration file is right, without doing anything.
     CheckConfig(AgentFile),
+    /// Let go what an agent that died holds still of a virtual machine. Guards run it.
+    #[command(hide = true)]
+    Release {
+        /// Lets the machine go on: QEMU's socket.
+        #[arg(long, value_name = "SOCKET")]
+        qmp: Option<PathBuf>,
+        /// Thaws its file systems: the socket of its agent.
+        #[arg(long, value_name = "SOCKET")]
+        guest_agent: Option<PathBuf>,
+    },
 }
 
 #[derive(Args, Debug)]

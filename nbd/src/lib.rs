@@ -7,5 +7,6 @@
 //!
 //! Source: "The NBD protocol", `doc/proto.md` of the reference implementation.
 
+pub mod client;
 pub mod protocol;
 pub mod server;

@@ -69,6 +69,8 @@ class Host:
 
 def percentile(values, q):
     values = sorted(values)
+    if not values:
+        return float("nan")
     return values[min(len(values) - 1, int(q * len(values)))]
 
 

@@ -1,9 +1,12 @@
 //! What all programs share: which device, how its marks lie in shared memory, and the instructions that set them.
 //!
 //! ```text
-//! shared memory: | everything | seen | ended | overflow | past bios | canary | sectors | zero | marks ... |  each a word of 64 bits
+//! shared memory: | everything | seen | ended | overflow | past bios | canary | sectors | zero | marks ... | fine marks ... |
+//!                  each a word of 64 bits
 //! ```
-//! Marks are a bit for each block, 64 to a word, set by atomic OR. Where the kernel has no atomic OR (before 5.12) they are a byte for each
+//! Marks are a bit for each block, 64 to a word, set by atomic OR. What is at most [`FINE_SECTORS_MAX`] long sets fine marks, of smaller blocks, where the
+//! disk is small enough for them: whoever reads what is marked reads little more than was written. What is longer sets the others, so that a
+//! discard of gigabytes is some hundred steps and not some thousand. Where the kernel has no atomic OR (before 5.12) they are a byte for each
 //! block, 8 to a word, stored plainly: a store of 1 cannot undo another, and a word that is exchanged by us is either before or after it.
 
 use crate::asm::{Alu, Asm, Cond, FRAME, Label, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, Reg, Size};
@@ -49,6 +52,12 @@ const STEP_WORDS: usize = 4;
 const STEPS_MAX: i32 = 264;
 /// Steps for a chain of ranges, of which a discard has at most 256. Verifiers follow every step, and give up at 8,192 jumps that are open.
 const CHAIN_STEPS_MAX: i32 = 400;
+/// Ranges up to this length set fine marks: all writes do, for drivers take no more in one request.
+const FINE_SECTORS_MAX: i32 = 8192;
+/// Steps for such a range: 1,025 blocks of 4 KiB lie in 18 words at most.
+const FINE_STEPS_MAX: i32 = 6;
+/// Fine marks are of blocks of 4 KiB, in which file systems write.
+const FINE_BITS_MIN: u32 = 12;
 const SECTOR_BITS: u32 = 9;
 const BLOCK_BITS_MIN: u32 = 16;
 const BLOCK_BITS_MAX: u32 = 40;
@@ -82,23 +91,57 @@ pub(crate) struct Target {
     pub(crate) marks: Marks,
     /// Bytes of a block, as a power of two.
     pub(crate) block_bits: u32,
+    /// The same of fine marks, where there are such.
+    pub(crate) fine_bits: Option<u32>,
+}
+
+/// A row of marks in shared memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Row {
+    /// Bytes of a block, as a power of two.
+    pub(crate) block_bits: u32,
+    /// Where its words are.
+    pub(crate) first_word: usize,
+    pub(crate) words: usize,
 }
 
 impl Target {
-    /// Chooses the size of the blocks: 64 KiB, doubled until the marks are small enough.
+    /// Chooses the size of the blocks: 64 KiB, doubled until the marks are small enough; of fine marks 4 KiB, doubled until both are.
     pub(crate) fn new((major, minor): (u32, u32), start: u64, sectors: u64, marks: Marks) -> Self {
-        let mut target = Self { major, minor, start, sectors, marks, block_bits: BLOCK_BITS_MIN };
-        while target.words() as u64 * 8 > SHARED_BYTES_MAX && target.block_bits < BLOCK_BITS_MAX {
+        let mut target = Self { major, minor, start, sectors, marks, block_bits: BLOCK_BITS_MIN, fine_bits: None };
+        let fits = |target: &Self| target.words() as u64 * 8 <= SHARED_BYTES_MAX;
+        while !fits(&target) && target.block_bits < BLOCK_BITS_MAX {
             target.block_bits += 1;
+        }
+        if marks == Marks::Bits {
+            let fine = FINE_BITS_MIN..target.block_bits;
+            let with = |bits| Self { fine_bits: Some(bits), ..target.clone() };
+            target = fine.map(with).find(fits).unwrap_or(target);
         }
         target
     }
 
     /// Words of shared memory.
     pub(crate) fn words(&self) -> usize {
-        let blocks = self.sectors.div_ceil(1 << (self.block_bits - SECTOR_BITS));
-        let marks = blocks.div_ceil(1 << self.marks.blocks_bits()).max(1);
-        usize::try_from(marks).unwrap_or(usize::MAX / 16) + HEAD_WORDS
+        let last = self.fine().unwrap_or_else(|| self.coarse());
+        last.first_word + last.words
+    }
+
+    /// The marks that any range may set.
+    pub(crate) fn coarse(&self) -> Row {
+        self.row(self.block_bits, HEAD_WORDS)
+    }
+
+    /// Those of short ranges.
+    pub(crate) fn fine(&self) -> Option<Row> {
+        let coarse = self.coarse();
+        self.fine_bits.map(|bits| self.row(bits, coarse.first_word + coarse.words))
+    }
+
+    fn row(&self, block_bits: u32, first_word: usize) -> Row {
+        let blocks = self.sectors.div_ceil(1 << (block_bits - SECTOR_BITS));
+        let words = blocks.div_ceil(1 << self.marks.blocks_bits()).max(1);
+        Row { block_bits, first_word, words: usize::try_from(words).unwrap_or(usize::MAX / 16) }
     }
 
     fn end(&self) -> u64 {
@@ -147,8 +190,19 @@ pub(crate) fn raise(asm: &mut Asm, head: Head) {
 pub(crate) fn mark(asm: &mut Asm, target: &Target, done: Label) {
     let everything = asm.label();
     asm.alu(Alu::Move, R2, 0);
-    clip(asm, target, done);
-    set_words(asm, target, STEPS_MAX, everything);
+    if let Some(fine) = target.fine() {
+        let long = asm.label();
+        asm.alu_reg(Alu::Move, R1, R7);
+        asm.alu_reg(Alu::Sub, R1, R6);
+        asm.jump_if(Cond::Above, R1, FINE_SECTORS_MAX, long);
+        clip(asm, target, fine, done);
+        set_words(asm, target, fine, FINE_STEPS_MAX, everything);
+        asm.jump(done);
+        asm.bind(long);
+    }
+    let coarse = target.coarse();
+    clip(asm, target, coarse, done);
+    set_words(asm, target, coarse, STEPS_MAX, everything);
     asm.jump(done);
     asm.bind(everything);
     raise(asm, Head::Everything);
@@ -173,8 +227,9 @@ pub(crate) fn mark_chain(asm: &mut Asm, target: &Target, chain: &Chain, done: La
     asm.load(Size::Word, R7, R9, chain.length);
     asm.load(Size::Double, R9, R9, chain.next);
     to_end(asm);
-    clip(asm, target, next);
-    set_words(asm, target, CHAIN_STEPS_MAX, everything);
+    let coarse = target.coarse();
+    clip(asm, target, coarse, next);
+    set_words(asm, target, coarse, CHAIN_STEPS_MAX, everything);
     asm.jump(next);
     asm.bind(everything);
     raise(asm, Head::Everything);
@@ -195,7 +250,7 @@ fn step(asm: &mut Asm, steps_max: i32, everything: Label) {
 }
 
 /// Makes of the sectors of the disk in registers 6 and 7 blocks of the device; to `outside` if there are none. Uses register 1.
-fn clip(asm: &mut Asm, target: &Target, outside: Label) {
+fn clip(asm: &mut Asm, target: &Target, row: Row, outside: Label) {
     let (begins_within, ends_within) = (asm.label(), asm.label());
     asm.constant(R1, target.start);
     asm.jump_if_reg(Cond::AtLeast, R6, R1, begins_within);
@@ -209,7 +264,7 @@ fn clip(asm: &mut Asm, target: &Target, outside: Label) {
     asm.constant(R1, target.start);
     asm.alu_reg(Alu::Sub, R6, R1);
     asm.alu_reg(Alu::Sub, R7, R1);
-    let shift = (target.block_bits - SECTOR_BITS).cast_signed();
+    let shift = (row.block_bits - SECTOR_BITS).cast_signed();
     asm.alu(Alu::ShiftRight, R6, shift);
     asm.alu(Alu::Sub, R7, 1);
     asm.alu(Alu::ShiftRight, R7, shift);
@@ -218,10 +273,9 @@ fn clip(asm: &mut Asm, target: &Target, outside: Label) {
 
 /// Marks the blocks from register 6 up to, without, register 7, which are not none, and goes on after that. Takes a step for each
 /// `STEP_WORDS` words but the last.
-fn set_words(asm: &mut Asm, target: &Target, steps_max: i32, everything: Label) {
+fn set_words(asm: &mut Asm, target: &Target, row: Row, steps_max: i32, everything: Label) {
     let (next, all) = (asm.label(), asm.label());
     let blocks_bits = target.marks.blocks_bits().cast_signed();
-    let words = target.words() - HEAD_WORDS;
     forget(asm, R7);
     asm.bind(next);
     for _ in 0..STEP_WORDS {
@@ -229,9 +283,9 @@ fn set_words(asm: &mut Asm, target: &Target, steps_max: i32, everything: Label) 
         // The word's number; what the verifier must see is that it lies within.
         asm.alu_reg(Alu::Move, R3, R6);
         asm.alu(Alu::ShiftRight, R3, blocks_bits);
-        asm.jump_if(Cond::Above, R3, i32::try_from(words - 1).unwrap_or(i32::MAX), everything);
+        asm.jump_if(Cond::Above, R3, i32::try_from(row.words - 1).unwrap_or(i32::MAX), everything);
         match target.marks {
-            Marks::Bits => set_bits(asm),
+            Marks::Bits => set_bits(asm, row),
             Marks::Bytes => set_bytes(asm),
         }
         asm.jump_if_reg(Cond::AtLeast, R6, R7, all);
@@ -242,7 +296,7 @@ fn set_words(asm: &mut Asm, target: &Target, steps_max: i32, everything: Label) 
 }
 
 /// Sets the bits of the word whose number is register 3, and makes register 6 the first block of the next word.
-fn set_bits(asm: &mut Asm) {
+fn set_bits(asm: &mut Asm, row: Row) {
     let to_the_end = asm.label();
     asm.alu_reg(Alu::Move, R4, R6);
     asm.alu(Alu::And, R4, 63);
@@ -263,7 +317,8 @@ fn set_bits(asm: &mut Asm) {
     asm.alu(Alu::ShiftLeft, R3, 3);
     asm.alu_reg(Alu::Move, R0, R8);
     asm.alu_reg(Alu::Add, R0, R3);
-    asm.atomic_or(R0, HEAD_BYTES, R5);
+    asm.alu(Alu::Add, R0, i32::try_from(row.first_word * 8).unwrap_or(i32::MAX));
+    asm.atomic_or(R0, 0, R5);
 }
 
 /// Sets all bytes of the word whose number is register 3 if they are all meant, else that of block 6 alone; then the next.

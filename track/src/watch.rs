@@ -10,7 +10,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use landfall_model::{BlockSet, Error, ErrorKind, Extent, Result};
 use tracing::debug;
@@ -18,7 +18,7 @@ use tracing::debug;
 use crate::bios::{self, Maps, NOTES_MAX};
 use crate::device::{Device, SECTOR_BYTES};
 use crate::layout::{self, Layout};
-use crate::marking::{HEAD_WORDS, Head, Marks as How, Target};
+use crate::marking::{Head, Marks as How, Row, Target};
 use crate::requests::{self, When};
 use crate::sys::{Hash, Program, Shared, lift_memory_limit};
 use crate::tally::Tally;
@@ -245,9 +245,9 @@ impl Watch {
         self.shared.words()[head.word()].load(Ordering::SeqCst)
     }
 
-    /// Bytes of a block.
+    /// Bytes of the smallest block that is marked.
     pub fn block_size(&self) -> u64 {
-        1 << self.target.block_bits
+        1 << self.target.fine_bits.unwrap_or(self.target.block_bits)
     }
 
     /// How the device is watched.
@@ -303,15 +303,32 @@ impl Watch {
         let mut blocks = BlockSet::new(self.device.size(), self.block_size());
         let words = self.shared.words();
         let everything = words[Head::Everything.word()].swap(0, Ordering::SeqCst) != 0;
-        for (at, word) in words[HEAD_WORDS..].iter().enumerate() {
-            // Most are 0, and an exchange is dear.
-            let bits = if word.load(Ordering::SeqCst) == 0 { 0 } else { word.swap(0, Ordering::SeqCst) };
+        // Most are 0, and an exchange is dear.
+        let taken = |word: &AtomicU64| {
+            if word.load(Ordering::SeqCst) == 0 { 0 } else { word.swap(0, Ordering::SeqCst) }
+        };
+        let mut part = |row: Row, word: usize, bits: u64| {
+            let block = 1 << row.block_bits;
+            let mut insert = |at: u64| blocks.insert(Extent { start: at * block, len: block });
+            let first = word as u64;
             match self.target.marks {
-                How::Bits => blocks.insert_word(at, bits),
-                How::Bytes => (0_u64..).zip(bits.to_le_bytes()).filter(|(_, byte)| *byte != 0).for_each(|(byte, _)| {
-                    let start = (at as u64 * 8 + byte) * self.block_size();
-                    blocks.insert(Extent { start, len: self.block_size() });
-                }),
+                How::Bits => (0..64).filter(|bit| bits >> bit & 1 != 0).for_each(|bit| insert(first * 64 + bit)),
+                How::Bytes => (0_u64..)
+                    .zip(bits.to_le_bytes())
+                    .filter(|(_, byte)| *byte != 0)
+                    .for_each(|(byte, _)| insert(first * 8 + byte)),
+            }
+        };
+        let coarse = self.target.coarse();
+        for (at, word) in words[coarse.first_word..coarse.first_word + coarse.words].iter().enumerate() {
+            match taken(word) {
+                0 => {}
+                bits => part(coarse, at, bits),
+            }
+        }
+        if let Some(fine) = self.target.fine() {
+            for (at, word) in words[fine.first_word..fine.first_word + fine.words].iter().enumerate() {
+                blocks.insert_word(at, taken(word));
             }
         }
         (blocks, everything)

@@ -54,7 +54,16 @@ fn what_is_not_said_has_its_default() {
     let config = parse(text).expect("a configuration");
     assert_eq!((config.interval, config.freeze_max), (INTERVAL, FREEZE_MAX));
     assert_eq!(config.state_dir, PathBuf::from("/var/lib/landfall-agent"));
-    assert!(!Freeze::of(&config).all_mounts);
+    assert!(!Freeze::of(&config).all_mounts && !config.skip_swap);
+}
+
+#[test]
+fn what_is_skipped_is_swap_or_nothing() {
+    let with = |line: &str| GOOD.replacen("[agent]\n", &format!("[agent]\n{line}\n"), 1);
+    assert!(parse(&with("skip = [\"swap\"]")).expect("a configuration").skip_swap);
+    assert!(!parse(&with("skip = []")).expect("a configuration").skip_swap);
+    let error = error(&with("skip = [\"swap\", \"tmp\"]"));
+    assert!(error.contains("\"tmp\"") && error.contains("what can be skipped is \"swap\""), "{error}");
 }
 
 #[test]
@@ -103,6 +112,44 @@ fn errors_name_the_line_and_what_to_do() {
     assert!(error("").contains("add a section [agent]"));
 }
 
+const VIRTUAL: &str = r#"
+[agent]
+machine = "web-01"
+gateways = ["gw-1.site:7443"]
+[qemu]
+qmp = "/run/web.qmp"
+guest_agent = "/run/web.qga"
+scratch_dir = "/var/scratch"
+
+[[disk]]
+name = "root"
+device = "drive0"
+"#;
+
+#[test]
+fn the_disks_of_a_virtual_machine_are_devices_of_its_qemu() {
+    let config = parse(VIRTUAL).expect("a configuration");
+    let qemu = config.qemu.as_ref().expect("a section");
+    assert_eq!((&*qemu.qmp, &*qemu.scratch_dir), (Path::new("/run/web.qmp"), Path::new("/var/scratch")));
+    assert_eq!(config.disks[0].device.as_deref(), Some("drive0"));
+    assert!(Freeze::of(&config).guest.is_some());
+    for (from, to, line, part) in [
+        ("qmp = \"/run/web.qmp\"\n", "", 5, "add qmp"),
+        ("scratch_dir = \"/var/scratch\"\n", "", 5, "add scratch_dir"),
+        ("\"/run/web.qga\"", "\"web.qga\"", 7, "is relative"),
+        ("guest_agent", "guest_agnet", 7, "guest_agent"),
+        ("device = \"drive0\"", "path = \"/dev/vda\"", 5, "write device"),
+        ("device = \"drive0\"", "device = \"drive0\"\npath = \"/dev/vda\"", 5, "has a path"),
+        ("device = \"drive0\"", "device = \"drive0\"\nsource = \"ebpf\"", 5, "leave it out"),
+        ("device = \"drive0\"", "device = \"drive0\"\nmounts = [\"/\"]", 5, "has mounts"),
+    ] {
+        let error = error(&VIRTUAL.replacen(from, to, 1));
+        assert!(error.starts_with(&format!("agent.toml:{line}: ")) && error.contains(part), "{from} -> {to}: {error}");
+    }
+    let error = error(&GOOD.replacen("path = \"/dev/vda\"", "device = \"drive0\"", 1));
+    assert!(error.contains("add a section [qemu]"), "{error}");
+}
+
 #[test]
 fn a_file_that_is_not_there_is_named() {
     let error = AgentConfig::read(Path::new("/nowhere/agent.toml")).expect_err("not there");
@@ -116,4 +163,10 @@ fn the_example_in_the_documentation_is_a_configuration() {
     let example = source.lines().skip_while(|l| *l != "//! ```toml").skip(1).take_while(|l| *l != "//! ```");
     let text: String = example.map(|l| format!("{}\n", l.trim_start_matches("//!").trim_start())).collect();
     assert_eq!(parse(&text).expect("a configuration").disks.len(), 2);
+    // The second is of a virtual machine.
+    let second = source.lines().skip_while(|l| *l != "//! ```toml").skip(1).skip_while(|l| *l != "//! ```toml").skip(1);
+    let second = second.take_while(|l| *l != "//! ```");
+    let text: String = second.map(|l| format!("{}\n", l.trim_start_matches("//!").trim_start())).collect();
+    let text = format!("[agent]\nmachine = \"m\"\ngateways = [\"h:1\"]\n{text}");
+    assert!(parse(&text).expect("a configuration").qemu.is_some());
 }

@@ -21,7 +21,16 @@ fn freeze(folder: &TempDir, mounts: &[&str], longest: Duration) -> Freeze {
         path
     });
     let mounts: Vec<PathBuf> = mounts.collect();
-    Freeze { command: None, named: mounts.len(), mounts, unnamed: Vec::new(), all_mounts: true, longest, program }
+    Freeze {
+        command: None,
+        named: mounts.len(),
+        mounts,
+        unnamed: Vec::new(),
+        all_mounts: true,
+        longest,
+        program,
+        guest: None,
+    }
 }
 
 fn log(folder: &TempDir) -> String {

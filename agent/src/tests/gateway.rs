@@ -140,6 +140,11 @@ impl FakeGateway {
         self.inner().taken.iter().map(|t| t.begin.consistency).collect()
     }
 
+    /// Bytes of data in the cycles from this one on.
+    pub(super) fn sent_since(&self, first: usize) -> u64 {
+        self.inner().taken[first..].iter().map(|t| t.data_bytes).sum()
+    }
+
     /// The next cycle is not taken unless it is a full one.
     pub(super) fn resync_next(&self) {
         self.inner().resync_next = true;

@@ -17,6 +17,7 @@ use crate::freeze::Freeze;
 use crate::image::{DiskConfig, SourceChoice};
 use crate::orders::Orders;
 use crate::ship::{Event, Fault, Shared, Shipped, Shipper};
+use crate::skip::Skip;
 use crate::state::StateDir;
 use crate::tracking::Tracking;
 
@@ -87,6 +88,7 @@ impl Machine {
             exclude: false,
             mounts: Vec::new(),
             source: SourceChoice::Auto,
+            device: None,
         });
         self.shipper = None;
     }
@@ -131,7 +133,10 @@ impl Machine {
             interval: Duration::from_secs(1),
             freeze_command: self.freeze_command.clone(),
             freeze_max: Duration::from_secs(30),
+            late_max: Duration::ZERO,
+            skip_swap: false,
             disks: self.disks.clone(),
+            qemu: None,
         }
     }
 
@@ -161,8 +166,11 @@ impl Machine {
                 state_root: self.state_dir(),
                 disks: self.disks.clone(),
                 freeze: Freeze::of(&self.config()),
+                late_max: self.config().late_max,
+                skip: Skip::default(),
                 cancel: Cancel::default(),
                 tracking: Tracking::new(&self.disks, self.watches.clone().begin()),
+                vm: None,
                 patient: true,
                 orders: Orders::default(),
                 events: Box::new(move |event| events.lock().expect("events").push(event)),

@@ -1,7 +1,7 @@
 //! `landfall agent enroll | run | status | check-config`.
 
 use std::io::BufRead;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use landfall_agent::{AgentConfig, Cancel, DiskCheck, Status, run as run_agent, run_once};
 use landfall_model::{Consistency, Error, ErrorKind, Result};
@@ -142,11 +142,20 @@ fn guarantee(consistency: Consistency) -> &'static str {
     }
 }
 
+/// Lets go what an agent that died holds still of a virtual machine.
+pub(crate) fn release(qmp: Option<&Path>, guest_agent: Option<&Path>) -> Result<()> {
+    guest_agent.map_or(Ok(()), landfall_agent::release_guest)?;
+    qmp.map_or(Ok(()), landfall_agent::release_machine)
+}
+
 /// Reads a configuration.
 pub(crate) fn check_config(common: &Common, file: &AgentFile) -> Result<()> {
     let config = AgentConfig::read(&file.config)?;
-    let disks: Vec<_> =
-        config.disks.iter().map(|d| json!({ "name": d.name, "path": d.path, "exclude": d.exclude })).collect();
+    let disks: Vec<_> = config
+        .disks
+        .iter()
+        .map(|d| json!({ "name": d.name, "path": d.path, "device": d.device, "exclude": d.exclude }))
+        .collect();
     let value = json!({
         "config": file.config, "machine": config.machine, "gateways": config.gateways, "state_dir": config.state_dir,
         "interval_ms": u64::try_from(config.interval.as_millis()).unwrap_or(u64::MAX), "disks": disks,

@@ -48,6 +48,9 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Agent(AgentCommand::Run { file, once }) => agent::run(&file, once).await?,
         Command::Agent(AgentCommand::Status(file)) => agent::status(common, &file)?,
         Command::Agent(AgentCommand::Check(file)) => agent::check(common, &file)?,
+        Command::Agent(AgentCommand::Release { qmp, guest_agent }) => {
+            agent::release(qmp.as_deref(), guest_agent.as_deref())?
+        }
         Command::Agent(AgentCommand::CheckConfig(file)) => agent::check_config(common, &file)?,
         Command::Resync { file, machine } => gateway::resync(common, &file, &machine)?,
         Command::Pause { file, machine } => gateway::pause(common, &file, &machine)?,

@@ -251,4 +251,38 @@ fn blocks_grow_with_the_disk_until_the_marks_are_small_enough() {
         assert_eq!(1_u64 << target.block_bits >> 10, kib, "{sectors} sectors");
         assert!(target.words() * 8 <= 4 << 20);
     }
+    for (gib, marks, fine) in [
+        (1, How::Bits, Some(4)),
+        (100, How::Bits, Some(4)),
+        (300, How::Bits, Some(16)),
+        (600, How::Bits, Some(32)),
+        (900, How::Bits, None),
+        (1, How::Bytes, None),
+    ] {
+        let target = Target::new((1, 1), 0, gib << 21, marks);
+        assert_eq!(target.fine_bits.map(|bits| 1_u64 << bits >> 10), fine, "{gib} GiB");
+        assert!(target.words() * 8 <= 4 << 20);
+    }
+}
+
+#[test]
+fn a_small_write_marks_what_it_writes_and_a_long_one_all_blocks_it_touches() {
+    with_devices(&["fio", "blkdiscard"], || {
+        let disk = Loop::new(48);
+        let mut watch = attach(&disk.path, Options { marks: Some(How::Bits), ..Options::default() }).unwrap();
+        watch.take();
+        let write = |at: u64, len: u64| {
+            let path = disk.path.display();
+            run(&format!("dd if=/dev/urandom of={path} oflag=direct,seek_bytes seek={at} bs={len} count=1"));
+        };
+        write(40_960, 4096);
+        write(12 << 20, 16_384);
+        let marked: Vec<_> = whole(watch.take()).runs().map(|run| (run.start, run.len)).collect();
+        assert_eq!(marked, [(40_960, 4096), (12 << 20, 16_384)]);
+        run(&format!("blkdiscard -o 4096 -l {} {}", 20 << 20, disk.path.display()));
+        assert_eq!(
+            whole(watch.take()).runs().map(|run| (run.start, run.len)).collect::<Vec<_>>(),
+            [(0, (20 << 20) + (64 << 10))]
+        );
+    });
 }

@@ -243,10 +243,10 @@ fn a_write_in_flight_is_marked_when_it_completes_and_not_before() {
     with_devices(&["mkfs.ext4", "fsfreeze"], || {
         let (during, after) = marks_of_a_write_in_flight(When::Completed);
         assert!(during.is_empty(), "{:?}", during.runs().collect::<Vec<_>>());
-        assert_eq!(after.runs().map(|run| (run.start, run.len)).collect::<Vec<_>>(), [(3 << 20, 64 << 10)]);
+        assert_eq!(after.runs().map(|run| (run.start, run.len)).collect::<Vec<_>>(), [(3 << 20, 4 << 10)]);
         // Marked early it would be read too early, and never again.
         let (during, after) = marks_of_a_write_in_flight(When::Issued);
-        assert_eq!((during.len(), after.len()), (64 << 10, 0));
+        assert_eq!((during.len(), after.len()), (4 << 10, 0));
     });
 }
 
