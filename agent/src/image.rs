@@ -17,8 +17,8 @@ use landfall_wire::{DATA_BYTES_MAX, DiskShape};
 use crate::batch::Batch;
 use crate::check::IMAGE;
 use crate::fingerprints::{BATCH_BLOCKS, BLOCK_BYTES};
-use crate::qemu::GuestDisk;
 use crate::pace::Pace;
+use crate::qemu::GuestDisk;
 use crate::tracking::Dirty;
 
 /// Buffers of one read each: one is being filled, one compared, the others wait.

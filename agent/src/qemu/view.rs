@@ -61,7 +61,14 @@ impl View<'_> {
             identity: identity.clone(),
         };
         if disk.excluded {
-            return Ok(OpenDisk { shape: shape(disk.device.size), reader: None, look: Dirty::All, copied: false, leisurely: false, skip: None });
+            return Ok(OpenDisk {
+                shape: shape(disk.device.size),
+                reader: None,
+                look: Dirty::All,
+                copied: false,
+                leisurely: false,
+                skip: None,
+            });
         }
         let written = disk.since.as_ref().map(|name| format!("qemu:dirty-bitmap:{name}"));
         let contexts: Vec<&str> = [BASE_ALLOCATION].into_iter().chain(written.as_deref()).collect();
