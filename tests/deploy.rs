@@ -90,8 +90,8 @@ fn keys_of(sources: &[&str]) -> BTreeSet<String> {
 #[test]
 fn the_examples_are_right_as_they_are_and_with_everything_that_is_commented_out() {
     let checker = Checker::new();
-    for who in ["gateway", "agent"] {
-        let example = text(&format!("deploy/{who}.toml"));
+    for (who, name) in [("gateway", "gateway"), ("agent", "agent"), ("agent", "agent-qemu")] {
+        let example = text(&format!("deploy/{name}.toml"));
         checker.assert_right(who, &example);
         let all = with_all_settings(&example);
         assert_ne!(all, example, "nothing is commented out: are the comments read rightly?");
@@ -105,18 +105,19 @@ fn the_examples_are_right_as_they_are_and_with_everything_that_is_commented_out(
 
 #[test]
 fn the_examples_name_every_key_that_there_is() {
-    for (who, sources) in [
-        ("gateway", &["gateway/src/config.rs", "gateway/src/config", "gateway/src/group_config.rs"][..]),
-        ("agent", &["agent/src/config.rs"][..]),
-        ("target", &["restore/src/kvm/settings.rs"][..]),
+    for (names, sources) in [
+        (&["gateway"][..], &["gateway/src/config.rs", "gateway/src/config", "gateway/src/group_config.rs"][..]),
+        (&["agent", "agent-qemu"][..], &["agent/src/config.rs", "agent/src/qemu/config.rs"][..]),
+        (&["target"][..], &["restore/src/kvm/settings.rs"][..]),
     ] {
         let keys = keys_of(sources);
         assert!(keys.len() >= 10, "only {keys:?} were found in {sources:?}");
-        let example = with_all_settings(&text(&format!("deploy/{who}.toml")));
+        let examples = names.iter().map(|name| with_all_settings(&text(&format!("deploy/{name}.toml"))));
+        let example: String = examples.collect();
         let said: BTreeSet<&str> =
             example.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key.trim()).collect();
         let missing: Vec<&String> = keys.iter().filter(|key| !said.contains(key.as_str())).collect();
-        assert!(missing.is_empty(), "deploy/{who}.toml does not say what these are for: {missing:?}");
+        assert!(missing.is_empty(), "the examples {names:?} do not say what these are for: {missing:?}");
     }
 }
 

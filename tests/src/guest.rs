@@ -102,6 +102,14 @@ impl Programs {
     /// # Panics
     /// If it cannot be made.
     pub fn system_disk(&self, disk: &Path, size: u64, start: &str) {
+        self.system_disk_with(disk, size, start, &[]);
+    }
+
+    /// The same with programs in `/bin`, by their names.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn system_disk_with(&self, disk: &Path, size: u64, start: &str, programs: &[(&str, &Path)]) {
         let tree = tempfile::tempdir().expect("a temporary folder");
         let inside = |name: &str| tree.path().join(name);
         for folder in ["bin", "sbin", "etc", "proc", "sys", "dev", "run", "tmp", "mnt", "agent"] {
@@ -116,6 +124,9 @@ impl Programs {
         for entry in fs::read_dir(self.folder.join("agent")).into_iter().flatten().flatten() {
             fs::copy(entry.path(), inside("agent").join(entry.file_name())).expect("the agent is copied");
         }
+        for (name, file) in programs {
+            fs::copy(file, inside("bin").join(name)).expect("a program is copied");
+        }
         let init = tools::repository().join("tests/tools/guest-init.sh");
         fs::copy(init, inside("sbin/init")).expect("the first process is copied");
         fs::set_permissions(inside("sbin/init"), fs::Permissions::from_mode(0o755)).expect("own file");
@@ -123,6 +134,18 @@ impl Programs {
         let file = File::create(disk).expect("room for a disk");
         file.set_len(size).expect("room for a disk");
         tools::succeed(Command::new(&self.mke2fs).args(["-q", "-F", "-t", "ext4", "-d"]).arg(tree.path()).arg(disk));
+    }
+
+    /// Compiles a program of `tests/tools` for the guest. `None` after saying that there is no compiler.
+    ///
+    /// # Panics
+    /// If it does not compile; where `CI` is set and there is no compiler.
+    pub fn compile(&self, source: &str, to: &Path) -> Option<()> {
+        let file = tools::repository().join("tests/tools").join(source);
+        tools::succeed(
+            Command::new(tools::need("cc")?).args(["-static", "-O1", "-Wall", "-Werror", "-o"]).arg(to).arg(file),
+        );
+        Some(())
     }
 
     /// The command line of a guest with these disks whose sockets and log are in `folder`; `more` are further arguments.
