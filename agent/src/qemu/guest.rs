@@ -1,11 +1,12 @@
 //! The guest's file systems, held still by its agent for a cut; and what guards run where the agent of the host has died.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use landfall_model::Result;
-use landfall_qmp::{GuestAgent, Qmp};
+use landfall_qmp::{GuestAgent, Qmp, QmpError};
 use serde_json::Value;
 
 use super::config::QemuConfig;
@@ -102,8 +103,12 @@ fn until_done(mut attempt: impl FnMut() -> landfall_qmp::Result<()>) -> Result<(
         match attempt() {
             Ok(()) => return Ok(()),
             Err(error) if start.elapsed() > RELEASE_MAX => return Err(error.into()),
-            // No socket: no QEMU, nothing that stands still.
-            Err(landfall_qmp::QmpError::Io { .. }) => return Ok(()),
+            // Nobody listens: no QEMU, nothing that stands still.
+            Err(QmpError::Io { source, .. })
+                if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+            {
+                return Ok(());
+            }
             Err(_) => std::thread::sleep(RETRY),
         }
     }
