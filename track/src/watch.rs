@@ -23,6 +23,9 @@ use crate::requests::{self, When};
 use crate::sys::{Hash, Program, Shared, lift_memory_limit};
 use crate::tally::Tally;
 
+/// A device that is not seen in so many tries cannot be watched.
+const CANARIES: usize = 3;
+
 /// How a device is watched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
