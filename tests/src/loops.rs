@@ -76,7 +76,13 @@ impl Drop for Mounted {
         // A test that failed may have left it frozen; else this says that it is not.
         let quiet = || std::process::Stdio::null();
         let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.at).stderr(quiet()).status();
-        let _ = Command::new("umount").arg(&self.at).status();
+        // An agent that is cutting has it open for a moment; who took that for unmounted would see it written to again and again.
+        for _ in 0..600 {
+            if Command::new("umount").arg(&self.at).stderr(quiet()).status().is_ok_and(|status| status.success()) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
     }
 }
 
