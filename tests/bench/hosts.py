@@ -95,7 +95,7 @@ def figures(host, seconds):
     host.wait_for(2)
     sent = received_bytes(host) - received
     text += (f"| {steady['bw_bytes'] / 1e6:.0f} MB/s of 16 KiB random writes: the file system stands still for a point, p50 / p99 of {len(held)} | "
-             f"{percentile(held, 0.5)} / {percentile(held, 0.99)} ms |\n"
+             + (f"{percentile(held, 0.5)} / {percentile(held, 0.99)} ms |\n" if held else "no point in this time: each is late by up to late_max |\n") +
              f"| bytes sent for each byte written | {sent / steady['io_bytes']:.2f} |\n"
              f"| the agent meanwhile | {100 * cpu / wall:.0f} % of a core, {memory:.0f} MiB |\n")
     cpu, start = cpu_seconds(host.agent.pid), time.monotonic()
