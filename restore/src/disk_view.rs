@@ -37,6 +37,8 @@ const FETCHES_IN_FLIGHT: usize = 16;
 const AHEAD_BYTES: u64 = 512 * 1024;
 /// The same for a reader that has gone straight on for long.
 const AHEAD_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A read that is so near to the end of the one before goes on from there.
+const NEAR_BYTES: u64 = 4 * 1024 * 1024;
 /// Readers on one disk that are told apart.
 const STREAMS: usize = 8;
 /// Entries of maps that are kept.
@@ -166,21 +168,46 @@ impl Maps {
     }
 }
 
+/// A reader that goes straight on.
+struct Stream {
+    /// End of its furthest read.
+    end: u64,
+    /// How far ahead of it is fetched.
+    ahead: u64,
+    /// Fetched until there, or on its way.
+    until: u64,
+}
+
 /// Where readers of a disk are, and for how long each has gone straight on.
 #[derive(Default)]
 struct Streams {
-    /// End of the last read, and bytes read ahead of it.
-    known: Vec<(u64, u64)>,
+    /// The last that read comes first.
+    known: Vec<Stream>,
 }
 
 impl Streams {
-    /// A read; returns how far ahead to fetch.
-    fn read(&mut self, extent: Extent) -> u64 {
-        let at = self.known.iter().position(|(end, _)| *end == extent.start);
-        let ahead = at.map_or(AHEAD_BYTES, |at| (self.known.remove(at).1 * 2).min(AHEAD_BYTES_MAX));
-        self.known.truncate(STREAMS - 1);
-        self.known.insert(0, (extent.end(), ahead));
-        ahead
+    /// A read; returns what is to be fetched behind it, as much at once as makes large requests. `true`: even if what is read is here, since the reader goes straight on.
+    fn read(&mut self, extent: Extent) -> (Extent, bool) {
+        // Requests of one reader that are in flight together come in any order.
+        let is_near = |stream: &Stream| extent.start.abs_diff(stream.end) <= NEAR_BYTES;
+        let Some(at) = self.known.iter().position(is_near) else {
+            let behind = Extent { start: extent.end(), len: AHEAD_BYTES };
+            self.known.truncate(STREAMS - 1);
+            self.known.insert(0, Stream { end: extent.end(), ahead: AHEAD_BYTES, until: behind.end() });
+            return (behind, false);
+        };
+        let mut stream = self.known.remove(at);
+        if extent.end() > stream.end {
+            stream.end = extent.end();
+            stream.ahead = (stream.ahead * 2).min(AHEAD_BYTES_MAX);
+        }
+        let mut behind = Extent { start: extent.end(), len: 0 };
+        if stream.until < stream.end + stream.ahead / 2 {
+            behind = Extent::between(stream.until.max(stream.end), stream.end + stream.ahead);
+            stream.until = behind.end();
+        }
+        self.known.insert(0, stream);
+        (behind, true)
     }
 }
 
@@ -260,14 +287,16 @@ impl DiskView {
     }
 
     async fn fill(&self, extent: Extent, out: &mut [u8]) -> Result<()> {
-        out.fill(0);
-        let ahead = self.streams.lock().unwrap_or_else(PoisonError::into_inner).read(extent);
+        let (behind, straight_on) = self.streams.lock().unwrap_or_else(PoisonError::into_inner).read(extent);
+        let mut filled = 0;
         let mut pieces = Vec::new();
         let mut sources: HashMap<ChunkId, Source> = HashMap::new();
         let mut wanted: Vec<(ChunkRef, Ticket)> = Vec::new();
         for (start, entry) in self.entries(extent).await? {
             let EntryKind::Data { chunk, skip } = entry.kind else { continue };
             let (at, len) = (to_usize(start - extent.start), entry.len as usize);
+            out[filled..at].fill(0);
+            filled = at + len;
             pieces.push(Piece { chunk: chunk.id, skip: skip as usize, at, len });
             sources.entry(chunk.id).or_insert_with(|| match self.shared.cache.find(chunk.id) {
                 Found::Here(bytes) => Source::Here(bytes),
@@ -279,9 +308,9 @@ impl DiskView {
                 }
             });
         }
+        out[filled..].fill(0);
         // One who goes straight on never waits for what comes next; one who jumps pays for no more than one request.
-        if !wanted.is_empty() || ahead > AHEAD_BYTES {
-            let behind = Extent { start: extent.end(), len: ahead };
+        if straight_on || !wanted.is_empty() {
             // What is only guessed is no error where it cannot be had.
             for (_, entry) in self.entries(behind).await.unwrap_or_default() {
                 let EntryKind::Data { chunk, .. } = entry.kind else { continue };
