@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail the test")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -245,6 +246,19 @@ fn a_failover_that_is_cancelled_gives_the_machine_back_to_its_source() {
     assert_eq!(plan["applied"], false);
     assert_eq!(text(&world.job(&["jobs", "show", &id]), "state"), "up", "nothing was done yet");
     world.site.customer(&["failover", "cleanup", &id]).assert_refused(exit::USAGE, &["cancel"]);
+    // What cannot be seen may hold a machine that runs: no other is made in its place, and it is not given up.
+    wait("nobody supervises it", || world.processes(&id).len() == 1);
+    let (folder, away) = (world.root().join(&id), world.root().join("unmounted"));
+    fs::rename(&folder, &away).unwrap();
+    let target = world.ready().display().to_string();
+    let resume = world.site.customer(&["jobs", "resume", &id, "--target-file", &target]);
+    resume.assert_refused(exit::CONFLICT, &["not there now"]);
+    fs::rename(&away, &folder).unwrap();
+    // A folder that others can write to may hold what others want to have run.
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let cancel = world.site.customer(&["failover", "cancel", &id, "--apply"]);
+    cancel.assert_refused(exit::CONFLICT, &["no folder of job"]);
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
     assert_eq!(text(&world.job(&["failover", "cancel", &id, "--apply"]), "state"), "cancelled");
     assert_eq!(text(&world.job(&["failover", "cancel", &id, "--apply"]), "state"), "cancelled");
     world.assert_nothing_left(&id);

@@ -24,6 +24,8 @@ use tokio::task::JoinSet;
 
 /// Connections at once.
 pub const CONNECTIONS_MAX: usize = 64;
+/// How long a client may take to choose an export.
+const NEGOTIATION_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 /// Requests in flight on one connection.
 pub const REQUESTS_MAX: usize = 16;
 /// Bytes of all requests in flight, of all connections. At least the largest request.
@@ -231,7 +233,9 @@ impl Server {
     /// Serves one client until it goes, or breaks the protocol.
     async fn connection(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         let (mut from, mut to) = tokio::io::split(stream);
-        let chosen = match negotiate::negotiate(&self, &mut from, &mut to).await {
+        let negotiated = tokio::time::timeout(NEGOTIATION_LIMIT, negotiate::negotiate(&self, &mut from, &mut to));
+        let late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        let chosen = match negotiated.await.unwrap_or_else(late) {
             Ok(Some(chosen)) => chosen,
             Ok(None) => return,
             Err(error) => {

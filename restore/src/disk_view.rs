@@ -292,7 +292,11 @@ impl DiskView {
         let mut pieces = Vec::new();
         let mut sources: HashMap<ChunkId, Source> = HashMap::new();
         let mut wanted: Vec<(ChunkRef, Ticket)> = Vec::new();
-        for (start, entry) in self.entries(extent).await? {
+        let here = self.entries(extent).await?;
+        // What is only guessed is no error where it cannot be had. Looked up now: from the first chunk that is ours to fetch until all are being
+        // fetched nothing waits, so that nobody is left waiting for us.
+        let behind = self.entries(behind).await.unwrap_or_default();
+        for (start, entry) in here {
             let EntryKind::Data { chunk, skip } = entry.kind else { continue };
             let (at, len) = (to_usize(start - extent.start), entry.len as usize);
             out[filled..at].fill(0);
@@ -311,8 +315,7 @@ impl DiskView {
         out[filled..].fill(0);
         // One who goes straight on never waits for what comes next; one who jumps pays for no more than one request.
         if straight_on || !wanted.is_empty() {
-            // What is only guessed is no error where it cannot be had.
-            for (_, entry) in self.entries(behind).await.unwrap_or_default() {
+            for (_, entry) in behind {
                 let EntryKind::Data { chunk, .. } = entry.kind else { continue };
                 if !self.shared.cache.knows(chunk.id)
                     && let Found::Ours(ticket) = self.shared.cache.find(chunk.id)

@@ -45,8 +45,10 @@ pub struct Request {
 
 /// What this host calls itself.
 fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let (name, id) = (text("/proc/sys/kernel/hostname"), text("/etc/machine-id"));
+    // Copies of an image have one name.
+    id.get(..8).map_or_else(|| name.clone(), |id| format!("{name}/{id}"))
 }
 
 /// All jobs, the newest first. What cannot be read is told, and left out.
@@ -142,8 +144,11 @@ pub fn folder(meta: &JobMeta) -> Result<Option<PathBuf>> {
 /// What the host says.
 pub fn tidy(root: &Path, job: JobId) -> Result<()> {
     match Place::of_job(&root.join(job.to_string()), job)? {
-        Some(place) if place.take()?.is_some() => place.remove(),
-        _ => Ok(()),
+        Some(place) => match place.take()? {
+            Some(_lock) => place.remove(),
+            None => Ok(()),
+        },
+        None => Ok(()),
     }
 }
 
@@ -159,7 +164,7 @@ pub async fn sweep(vault: &Vault, root: &Path) -> Result<()> {
         let abandoned = job.meta.kind == JobKind::Test
             && (job.meta.state.is_over() || begun || job.meta.lease_until.is_some_and(|until| until < now()));
         let Some(place) = Place::of_job(&root.join(id.to_string()), id)?.filter(|_| abandoned) else { continue };
-        if Path::new(&job.meta.folder) == place.folder() && place.take()?.is_some() {
+        if job.meta.host == host() && Path::new(&job.meta.folder) == place.folder() && place.take()?.is_some() {
             tracing::info!(job = %id, "a test that nobody supervises any more is cleaned up");
             clean(vault, job).await?;
         }
@@ -171,16 +176,19 @@ pub async fn sweep(vault: &Vault, root: &Path) -> Result<()> {
 async fn end_here(meta: &JobMeta) -> Result<()> {
     let Some(place) = Place::of_job(Path::new(&meta.folder), meta.job)? else { return Ok(()) };
     let deadline = tokio::time::Instant::now() + END_LIMIT;
-    while place.exists() && place.ask_to_end()? {
+    let _lock = loop {
+        if !place.exists() {
+            return Ok(());
+        }
+        if let Some(lock) = place.ask_to_end()? {
+            break lock;
+        }
         if tokio::time::Instant::now() > deadline {
             let why = format!("job {} does not end: its process works on in {}", meta.job, place.folder().display());
             return Err(Error::new(ErrorKind::Unavailable, why));
         }
         tokio::time::sleep(POLL).await;
-    }
-    if !place.exists() {
-        return Ok(());
-    }
+    };
     kvm::end(&Files::of(place.folder())).await?;
     place.remove()
 }
@@ -275,7 +283,11 @@ pub async fn cancel(vault: &Vault, id: JobId, host_is_lost: bool) -> Result<JobM
     let job = vault.job(id).await?;
     let mut recorder = Recorder::new(vault.clone(), job);
     let machine = recorder.meta().machine.clone();
-    vault.machine(&machine).unfence(&machine, id, now).await?;
+    let log = vault.machine(&machine);
+    // One that came second fenced nobody.
+    if log.fenced_by().await?.is_none_or(|by| by == id) {
+        log.unfence(&machine, id, now).await?;
+    }
     if recorder.meta().state != JobState::Cancelled {
         recorder.change(|meta| meta.state = JobState::Cancelled).await?;
     }

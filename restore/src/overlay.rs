@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -66,7 +66,8 @@ impl Overlay {
         let map_path = PathBuf::from(map_path);
         let of = base.identity();
         let fail = |e| failed("open", path, e);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = file.map_err(fail)?;
         file.try_lock().map_err(|e| match e {
             std::fs::TryLockError::WouldBlock => {
                 let why = format!("the overlay {} is in use by another landfall", path.display());
@@ -201,7 +202,8 @@ impl Shared {
     fn replace_map(&self, bytes: &[u8]) -> Result<()> {
         let new = self.map_path.with_extension("blocks-new");
         let fail = |e| failed("save the map of", &self.path, e);
-        let mut file = File::create(&new).map_err(fail)?;
+        let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
+        let mut file = made.map_err(fail)?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
         std::fs::rename(&new, &self.map_path).map_err(fail)?;
         let folder = self.map_path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

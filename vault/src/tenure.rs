@@ -110,6 +110,17 @@ impl Machine {
         self.claim_for(name, job, Some(job), now).await
     }
 
+    /// The failover that fences this machine now.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Unavailable`.
+    pub async fn fenced_by(&self) -> Result<Option<JobId>> {
+        match self.generations().await?.last() {
+            Some(newest) => Ok(self.generation(*newest).await?.and_then(|claim| claim.failover)),
+            None => Ok(None),
+        }
+    }
+
     /// Lets gateways write this machine again, where this failover fenced them.
     ///
     /// # Errors

@@ -233,7 +233,7 @@ async fn keep(common: &Common, id: JobId, folder: Option<PathBuf>, target_file: 
         let _ = rustix::process::kill_process(pid, Signal::TERM);
     });
     let ended = tokio::task::spawn_blocking(move || child.wait()).await;
-    let orderly = matches!(&ended, Ok(Ok(status)) if status.code().is_some());
+    let orderly = matches!(&ended, Ok(Ok(status)) if status.success());
     if !orderly {
         failover::tidy(&root, id)?;
     }

@@ -223,14 +223,19 @@ pub(crate) async fn transmit<W: AsyncWrite + Unpin + Send + 'static>(
     let connection = Arc::new(Connection { disk, structured, allocation, to: Mutex::new(to) });
     let mut in_flight: JoinSet<std::io::Result<()>> = JoinSet::new();
     let closed = || std::io::Error::other("the server ends");
+    let mut failed = None;
     let ended = loop {
         while in_flight.len() >= REQUESTS_MAX
             && let Some(done) = in_flight.join_next().await
         {
-            done.map_err(std::io::Error::other).flatten()?;
+            failed = failed.or(done.map_err(std::io::Error::other).flatten().err());
         }
         while let Some(done) = in_flight.try_join_next() {
-            done.map_err(std::io::Error::other).flatten()?;
+            failed = failed.or(done.map_err(std::io::Error::other).flatten().err());
+        }
+        // Never left before what is in flight is done: a write that goes on after its client is gone would overtake those of the next one.
+        if let Some(error) = failed {
+            break Err(error);
         }
         let request = match Request::read(&mut from).await {
             Ok(request) if request.command == command::DISC => break Ok(()),
@@ -245,11 +250,13 @@ pub(crate) async fn transmit<W: AsyncWrite + Unpin + Send + 'static>(
             break Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a write of more than can be taken"));
         }
         let permit = if moves { len.min(REQUEST_BYTES_MAX) } else { 0 };
-        let permit = bytes.clone().acquire_many_owned(permit).await.map_err(|_| closed())?;
+        let Ok(permit) = bytes.clone().acquire_many_owned(permit).await else { break Err(closed()) };
         let mut data = Bytes::new();
         if request.command == command::WRITE {
             let mut taken = vec![0; len as usize];
-            from.read_exact(&mut taken).await?;
+            if let Err(error) = from.read_exact(&mut taken).await {
+                break Err(error);
+            }
             data = taken.into();
         }
         let connection = connection.clone();

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use landfall_model::{Error, ErrorKind, JobId, Result};
@@ -23,11 +23,27 @@ pub(crate) struct Place {
 
 /// Nobody else works in the folder while this lives.
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// Writes down who we are: whoever wants this to end tells us.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub(crate) fn sign(&mut self) -> Result<()> {
+        let written = self.file.set_len(0).and_then(|()| write!(self.file, "{}", std::process::id()));
+        written.map_err(|e| Error::with_source(ErrorKind::of_io(&e), "cannot write the lock of a job", e))
+    }
 }
 
 fn failed(what: &str, path: &Path, e: std::io::Error) -> Error {
     Error::with_source(ErrorKind::of_io(&e), format!("cannot {what} {}", path.display()), e)
+}
+
+/// A folder that is ours, and that nobody else can look into: what stands in it was put there by us.
+fn is_private(found: &fs::Metadata) -> bool {
+    found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0
 }
 
 impl Place {
@@ -37,12 +53,14 @@ impl Place {
     /// # Errors
     /// `Conflict` where it is there and is something else.
     pub(crate) fn of_job(folder: &Path, job: JobId) -> Result<Option<Self>> {
-        if !folder.is_absolute() || fs::symlink_metadata(folder).is_err() {
-            return Ok(None);
-        }
+        let found = match fs::symlink_metadata(folder) {
+            // Only what is not there is not there: what cannot be looked at may hold a machine that runs.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            found => found.map_err(|e| failed("look at", folder, e))?,
+        };
         let named = folder.file_name().is_some_and(|name| name == job.to_string().as_str());
         let marked = fs::read_to_string(folder.join(MARK)).is_ok_and(|mark| mark == job.to_string());
-        if !(named && marked) {
+        if !(folder.is_absolute() && is_private(&found) && named && marked) {
             let why = format!("{} is no folder of job {job}: nothing is done in it", folder.display());
             return Err(Error::new(ErrorKind::Conflict, why));
         }
@@ -59,8 +77,18 @@ impl Place {
             let why = format!("{}: sockets do not fit in so long a path: pass a shorter --folder", folder.display());
             return Err(Error::new(ErrorKind::Usage, why));
         }
+        // It stands in the arguments of QEMU, which are parted by commas.
+        if folder.as_os_str().as_encoded_bytes().contains(&b',') {
+            let why = format!("{}: QEMU takes no path with a comma: pass another --folder", folder.display());
+            return Err(Error::new(ErrorKind::Usage, why));
+        }
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        let marked = made.and_then(|()| fs::write(folder.join(MARK), job.to_string()));
+        let found = made.and_then(|()| fs::symlink_metadata(&folder)).map_err(|e| failed("make", &folder, e))?;
+        if !is_private(&found) {
+            let why = format!("{} is there and is not ours alone: nothing is done in it", folder.display());
+            return Err(Error::new(ErrorKind::Conflict, why));
+        }
+        let marked = fs::write(folder.join(MARK), job.to_string());
         marked.map_err(|e| failed("make", &folder, e))?;
         Ok(Self { folder })
     }
@@ -101,15 +129,13 @@ impl Place {
     pub(crate) fn take(&self) -> Result<Option<Lock>> {
         let path = self.folder.join("lock");
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = opened.map_err(|e| failed("open", &path, e))?;
+        let file = opened.map_err(|e| failed("open", &path, e))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(failed("lock", &path, e)),
         }
-        let written = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-        written.map_err(|e| failed("write", &path, e))?;
-        Ok(Some(Lock { _file: file }))
+        Ok(Some(Lock { file }))
     }
 
     /// Whether there is such a folder on this host.
@@ -117,13 +143,13 @@ impl Place {
         self.folder.is_dir()
     }
 
-    /// Asks whoever works here to end in order; false where nobody does.
+    /// Asks whoever works here to end in order; the folder is ours where nobody does.
     ///
     /// # Errors
     /// What the host says.
-    pub(crate) fn ask_to_end(&self) -> Result<bool> {
-        if self.take()?.is_some() {
-            return Ok(false);
+    pub(crate) fn ask_to_end(&self) -> Result<Option<Lock>> {
+        if let Some(lock) = self.take()? {
+            return Ok(Some(lock));
         }
         let path = self.folder.join("lock");
         let mut text = String::new();
@@ -133,7 +159,7 @@ impl Place {
             // It may have ended in between.
             let _ = rustix::process::kill_process(pid, Signal::TERM);
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// Removes the folder with all that is in it.

@@ -10,11 +10,19 @@ const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
 pub(crate) struct Recorder {
     vault: Vault,
     job: Job,
+    patient: bool,
+    /// A state that the store may have, although it did not say so.
+    doubtful: Option<JobMeta>,
 }
 
 impl Recorder {
     pub(crate) fn new(vault: Vault, job: Job) -> Self {
-        Self { vault, job }
+        Self { vault, job, patient: false, doubtful: None }
+    }
+
+    /// From here on a store that is away is waited for: a machine runs that needs us, whatever can be written down.
+    pub(crate) fn be_patient(&mut self) {
+        self.patient = true;
     }
 
     pub(crate) fn meta(&self) -> &JobMeta {
@@ -29,8 +37,27 @@ impl Recorder {
         let mut meta = self.job.meta.clone();
         change(&mut meta);
         meta.updated = now();
-        self.job = self.vault.put_job(meta, Some(&self.job)).await?;
-        Ok(())
+        loop {
+            match self.vault.put_job(meta.clone(), Some(&self.job)).await {
+                Err(error) if self.patient && error.kind() == ErrorKind::Unavailable => {
+                    tracing::warn!(%error, "a job cannot be written down: it is tried again");
+                    self.doubtful = Some(meta.clone());
+                    tokio::time::sleep(TELL_EVERY).await;
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict && self.doubtful.is_some() => {
+                    let newest = self.vault.job(meta.job).await?;
+                    if Some(&newest.meta) != self.doubtful.as_ref() {
+                        return Err(error);
+                    }
+                    // It was our own.
+                    (self.job, self.doubtful) = (newest, None);
+                }
+                put => {
+                    self.job = put?;
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Does a step, and writes down how it went. What it gives is what came of it, for people.
@@ -72,12 +99,28 @@ impl Recorder {
                 done = &mut work => break done,
                 () = tokio::time::sleep(TELL_EVERY) => {
                     let Some(far) = how_far() else { continue };
-                    self.change(|meta| {
-                        if let Some(step) = meta.steps.iter_mut().find(|s| s.name == name) {
-                            step.detail = Some(far);
+                    let mut meta = self.job.meta.clone();
+                    meta.updated = now();
+                    meta.steps.iter_mut().filter(|s| s.name == name).for_each(|s| s.detail = Some(far.clone()));
+                    // The work does not wait for it, and goes on without.
+                    let before = self.job.clone();
+                    let put = self.vault.put_job(meta.clone(), Some(&before));
+                    tokio::pin!(put);
+                    let (put, ended) = tokio::select! {
+                        put = &mut put => (put, None),
+                        done = &mut work => (put.await, Some(done)),
+                    };
+                    match put {
+                        Ok(job) => self.job = job,
+                        Err(error) if error.kind() == ErrorKind::Conflict => return Err(error),
+                        Err(error) => {
+                            tracing::warn!(%error, "how far a job is cannot be written down");
+                            self.doubtful = Some(meta);
                         }
-                    })
-                    .await?;
+                    }
+                    if let Some(done) = ended {
+                        break done;
+                    }
                 }
             }
         };

@@ -16,7 +16,7 @@ use super::place::{Lock, Place};
 use super::recorder::Recorder;
 use super::{host, plan};
 use crate::disk_view::PointView;
-use crate::export::ReadOnly;
+use crate::export::{Patient, ReadOnly};
 use crate::kvm::{self, Files, Plan, Running};
 
 /// Names of steps.
@@ -76,9 +76,13 @@ impl Supervision<'_> {
         let mut recorder = Recorder::new(self.vault.clone(), job);
         let place = self.settle(&mut recorder).await?;
         let lock = place.take()?;
-        let lock = lock.ok_or_else(|| {
+        let mut lock = lock.ok_or_else(|| {
             Error::new(ErrorKind::Conflict, format!("job {id} is being worked on by another process of this host"))
         })?;
+        lock.sign()?;
+        if let Some(text) = &self.settings {
+            place.keep_settings(text)?;
+        }
         tokio::pin!(stop);
         let made = tokio::select! {
             made = self.make(&mut recorder, &place) => made,
@@ -134,6 +138,14 @@ impl Supervision<'_> {
         };
         let place = match found {
             Some(place) => place,
+            // Its disks are in the folder, with all that the machine has written.
+            None if recorder.meta().step(MACHINE).is_some() => {
+                let why = format!(
+                    "job {id} has a machine in {}, which is not there now: mount what holds it, or cancel the job and begin anew",
+                    recorder.meta().folder
+                );
+                return Err(Error::new(ErrorKind::Conflict, why));
+            }
             None => {
                 let place = Place::make(&self.root, id)?;
                 let folder = place.folder().display().to_string();
@@ -141,9 +153,6 @@ impl Supervision<'_> {
                 place
             }
         };
-        if let Some(text) = &self.settings {
-            place.keep_settings(text)?;
-        }
         Ok(place)
     }
 
@@ -203,12 +212,14 @@ impl Supervision<'_> {
         recorder.step(DISKS, disks).await?;
         let server = serve(&view, &plan).await?;
         told(Told::Step(MACHINE));
+        recorder.be_patient();
         let stub = (kind == JobKind::Test).then_some(self.stub.as_slice());
         let start = async {
             let machine = match Running::find_at(&plan.files).await {
                 Some(machine) => machine,
                 None => Running::start(&plan, stub).await?,
             };
+            machine.go_on().await?;
             machine.check().await?;
             Ok((machine, None))
         };
@@ -260,8 +271,9 @@ impl Supervision<'_> {
                 // The machine reads on from the vault meanwhile: who gives up here stops it.
                 Err(error) => {
                     tracing::error!(%error, "copying the disks failed: it is tried again");
-                    machine.check().await?;
                     sleep(RETRY).await;
+                    machine.check().await?;
+                    machine.go_on().await?;
                 }
             }
         }
@@ -279,7 +291,7 @@ async fn serve(view: &PointView, plan: &Plan) -> Result<tokio::task::JoinHandle<
     let mut exports: BTreeMap<String, Arc<dyn Disk>> = BTreeMap::new();
     let content: Vec<&DiskName> = plan.point.disks.iter().filter(|d| !d.excluded).map(|d| &d.name).collect();
     for name in content {
-        exports.insert(name.to_string(), Arc::new(ReadOnly(view.disk(name)?)));
+        exports.insert(name.to_string(), Arc::new(Patient(ReadOnly(view.disk(name)?))));
     }
     let listening = Listening::at(&Address::Unix(plan.files.nbd())).await?;
     Ok(tokio::spawn(async move { Server::new(exports).serve(&listening).await }))

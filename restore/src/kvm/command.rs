@@ -52,14 +52,20 @@ fn blockdevs(plan: &Plan, place: usize, disk: &DiskMeta, needs_vault: bool) -> V
     vec![vault, overlay]
 }
 
-fn disk_device(bus: &str, place: usize) -> String {
+fn disk_device(bus: &str, place: usize, sector_size: u32) -> String {
     // The first place is that of a kernel that is given to QEMU.
     let (node, turn) = (node(place), place + 1);
+    // What reads its partitions counts in these.
+    let sectors = match sector_size {
+        4096 => ",logical_block_size=4096,physical_block_size=4096",
+        _ => "",
+    };
     match bus {
-        "scsi" => format!("scsi-hd,bus=scsi.0,drive={node},id=dev-{node},bootindex={turn}"),
+        "scsi" => format!("scsi-hd,bus=scsi.0,drive={node},id=dev-{node},bootindex={turn}{sectors}"),
+        // It has sectors of 512 bytes only.
         "sata" => format!("ide-hd,bus=sata.{place},drive={node},id=dev-{node},bootindex={turn}"),
-        "nvme" => format!("nvme,drive={node},serial={node},id=dev-{node},bootindex={turn}"),
-        _ => format!("virtio-blk-pci,drive={node},id=dev-{node},bootindex={turn}"),
+        "nvme" => format!("nvme,drive={node},serial={node},id=dev-{node},bootindex={turn}{sectors}"),
+        _ => format!("virtio-blk-pci,drive={node},id=dev-{node},bootindex={turn}{sectors}"),
     }
 }
 
@@ -71,11 +77,17 @@ fn nic_device(model: &str) -> &str {
     }
 }
 
+/// It is what the protected machine said: it must not say more than an address to QEMU.
+fn is_mac(text: &str) -> bool {
+    let is_pair = |pair: &str| pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit());
+    text.split(':').count() == 6 && text.split(':').all(is_pair)
+}
+
 /// The address of an interface: the source's, but never in a test that shares a network with others.
 fn mac(plan: &Plan, network: &Network, place: usize, nic: &Nic) -> Option<String> {
     let shared = matches!(network, Network::Bridge(_)) && plan.test;
     if !shared {
-        return (!nic.mac.is_empty()).then(|| nic.mac.clone());
+        return is_mac(&nic.mac).then(|| nic.mac.clone());
     }
     let hash = blake3::hash(format!("{}/{place}", plan.title).as_bytes());
     let [a, b, c, ..] = *hash.as_bytes();
@@ -149,7 +161,7 @@ pub(crate) fn arguments(plan: &Plan, host: Host, needs_vault: &[bool], firmware:
     for (place, disk) in plan.point.disks.iter().enumerate() {
         let behind = needs_vault.get(place).copied().unwrap_or(false);
         blockdevs(plan, place, disk, behind).iter().for_each(|node| add("-blockdev", node.to_string()));
-        add("-device", disk_device(&settings.bus, place));
+        add("-device", disk_device(&settings.bus, place, disk.sector_size));
     }
     if let Some(kernel) = &settings.kernel {
         add("-kernel", kernel.display().to_string());
@@ -254,6 +266,24 @@ mod tests {
         assert_eq!((&disks[0]["export"], &disks[0]["node-name"]), (&json!("root"), &disks[1]["backing"]));
         assert_eq!(disks[2]["file"]["filename"], "/run/job/disk-swap.raw");
         assert_eq!((&disks[3]["driver"], &disks[3]["backing"]), (&json!("qcow2"), &Value::Null));
+    }
+
+    #[test]
+    fn what_a_protected_machine_says_of_itself_is_no_argument_of_qemu() {
+        let mut evil = shape();
+        evil.nics[0].mac = "52:54:00:00:00:01,romfile=/etc/shadow".to_owned();
+        evil.nics[1].model = "e1000,romfile=/etc/shadow".to_owned();
+        let text = text(&plan("", Some(evil), false), false);
+        assert!(!text.contains("romfile") && !text.contains("shadow"), "{text}");
+    }
+
+    #[test]
+    fn disks_have_the_sectors_of_the_source() {
+        let mut plan = plan("", None, false);
+        plan.point.disks[2].sector_size = 4096;
+        let text = text(&plan, false);
+        assert!(text.contains("drive=disk2,id=dev-disk2,bootindex=3,logical_block_size=4096"), "{text}");
+        assert!(!text.contains("bootindex=1,logical"), "{text}");
     }
 
     #[test]

@@ -52,7 +52,11 @@ pub(crate) fn make(plan: &Plan) -> Result<()> {
             qemu_img.args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", &backing(plan, disk)]);
             run("qemu-img", qemu_img.arg(new).arg(sectors(disk).to_string()))?;
         }
+        // Whole on the disk before it has its name, also if the host crashes.
+        File::open(new).and_then(|file| file.sync_all()).map_err(fail)?;
         std::fs::rename(new, &path).map_err(fail)?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)?;
     }
     Ok(())
 }
@@ -60,7 +64,7 @@ pub(crate) fn make(plan: &Plan) -> Result<()> {
 /// A disk of QEMU has whole sectors. One whose size is not known, since it is not protected, keeps its place.
 fn sectors(disk: &DiskMeta) -> u64 {
     let least = if disk.excluded { 1 << 20 } else { 512 };
-    disk.size.next_multiple_of(512).max(least)
+    disk.size.next_multiple_of(u64::from(disk.sector_size.max(512))).max(least)
 }
 
 /// Where the overlay says that it has the rest of its bytes from.
@@ -71,7 +75,7 @@ fn backing(plan: &Plan, disk: &DiskMeta) -> String {
 /// Whether a disk still needs the vault: its overlay has something behind it.
 pub(crate) fn needs_vault(path: &Path) -> Result<bool> {
     let mut qemu_img = Command::new("qemu-img");
-    let said = run("qemu-img", qemu_img.args(["info", "-U", "--output=json"]).arg(path))?;
+    let said = run("qemu-img", qemu_img.args(["info", "-U", "-f", "qcow2", "--output=json"]).arg(path))?;
     let info: serde_json::Value = serde_json::from_str(&said)
         .map_err(|e| Error::with_source(ErrorKind::Unsupported, "qemu-img says what is not JSON", e))?;
     Ok(info.get("backing-filename").is_some())

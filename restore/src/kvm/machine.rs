@@ -160,12 +160,29 @@ impl Running {
     pub(crate) async fn check(&self) -> Result<()> {
         let status = self.execute("query-status", Value::Null).await?;
         match status["status"].as_str() {
-            Some("running" | "prelaunch" | "inmigrate" | "paused" | "suspended") => Ok(()),
+            // One that was stopped for want of space, or has crashed within, is there, with all that it has written.
+            Some(
+                "running" | "prelaunch" | "inmigrate" | "paused" | "suspended" | "io-error" | "guest-panicked"
+                | "watchdog",
+            ) => Ok(()),
             other => {
                 let why = format!("the machine does not run: QEMU says {:?}", other.unwrap_or("nothing"));
                 Err(Error::new(ErrorKind::Unavailable, why))
             }
         }
+    }
+
+    /// Lets it go on where QEMU stopped it because a disk had no space.
+    ///
+    /// # Errors
+    /// Where QEMU does not answer.
+    pub(crate) async fn go_on(&self) -> Result<()> {
+        let status = self.execute("query-status", Value::Null).await?;
+        if status["status"] == "io-error" {
+            tracing::warn!("the machine was stopped by an error of a disk: it goes on");
+            self.execute("cont", Value::Null).await?;
+        }
+        Ok(())
     }
 
     /// Waits until it is up.
