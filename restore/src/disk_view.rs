@@ -4,7 +4,7 @@
 //!   read --> maps of the regions --> cache of opened chunks --here--> bytes
 //!                                      | unknown: with what lies behind on the disk
 //!                                      v
-//!                                    plan --> fetch, open, settle (16 at once) --> all who wait
+//!                                    plan --> fetch, open, settle (8 at once) --> all who wait
 //! ```
 //! A chunk that several readers want at the same time is fetched once. What lies behind on the disk is fetched along: the further, the longer a
 //! reader has gone straight on.
@@ -32,11 +32,11 @@ use crate::openers::Openers;
 use crate::plan::{Fetch, plan};
 
 /// Requests in flight, each of up to 4 MiB and as much again being opened.
-const FETCHES_IN_FLIGHT: usize = 16;
+const FETCHES_IN_FLIGHT: usize = 8;
 /// Fetched along with what is read.
 const AHEAD_BYTES: u64 = 512 * 1024;
 /// The same for a reader that has gone straight on for long.
-const AHEAD_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const AHEAD_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// A read that is so near to the end of the one before goes on from there.
 const NEAR_BYTES: u64 = 4 * 1024 * 1024;
 /// Readers on one disk that are told apart.
