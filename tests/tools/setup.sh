@@ -115,21 +115,34 @@ reader() {
     "$python" -m pip install --quiet --disable-pip-version-check -r "$root/tests/reader/requirements.txt"
 }
 
+# The package of a kernel for virtual machines, by the lists that apt has now.
+guest_kernel() {
+    local meta
+    for meta in linux-image-cloud-amd64 linux-image-virtual; do # Debian, Ubuntu
+        apt-cache depends "$meta" 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\).*/\1/p'
+    done | head -n1
+}
+
+# guest_packages FOLDER: gets that kernel and the guest's agent. As whoever runs this: apt would else become its own user, who may not write here.
+guest_packages() {
+    local kernel
+    kernel=$(guest_kernel)
+    [ -n "$kernel" ] && (cd "$1" && apt-get -o APT::Sandbox::User=root download -qq "$kernel" qemu-guest-agent)
+}
+
 # A kernel and an agent for a guest that boots in seconds: what tests/src/guest.rs starts. Nothing of it is installed on this machine.
 guest() {
-    local folder=$peers/guest made meta kernel=
+    local folder=$peers/guest made
     [ -f "$folder/made-1" ] && return 0
     [ "$(uname -m)" = x86_64 ] || fail "the guest of the tests is x86_64, this machine is $(uname -m): set up a test machine of that kind"
-    for meta in linux-image-cloud-amd64 linux-image-virtual; do # Debian, Ubuntu
-        kernel=$(apt-cache depends "$meta" 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -n1)
-        [ -z "$kernel" ] || break
-    done
-    [ -n "$kernel" ] || fail "no kernel for a guest among the packages: run 'apt-get update', then try again"
-    say "making a guest with $kernel in ${peers#"$root"/}/guest"
+    say "making a guest in ${peers#"$root"/}/guest"
     rm -rf "$folder"
     mkdir -p "$folder/unpacked" "$folder/initrd.d/bin" "$folder/initrd.d/lib" "$folder/agent"
-    # As whoever runs this: apt would else become its own user, who may not write here.
-    (cd "$folder" && apt-get -o APT::Sandbox::User=root download -qq "$kernel" qemu-guest-agent)
+    # The lists may be old, or not there: machines that have all packages never asked for them.
+    guest_packages "$folder" 2>/dev/null || {
+        as_root apt-get update -qq
+        guest_packages "$folder" || fail "no kernel for a guest among the packages: see what 'apt-get update' says"
+    }
     for made in "$folder"/*.deb; do
         dpkg-deb -x "$made" "$folder/unpacked"
     done
