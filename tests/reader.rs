@@ -112,21 +112,9 @@ async fn a_reader_written_from_the_format_alone_reads_jobs() {
     site.replicate("web", &[("root", &disk)]);
     let key = SiteKey::read(&site.site_key()).expect("the gateway's key");
     let vault = Vault::open_with_site_key(Store::open(site.url()).expect("a store"), key).await.expect("a vault");
-    let meta = JobMeta {
-        job: JobId::from_bytes([0xab; 16]),
-        kind: JobKind::Unplanned,
-        machine: "web".parse().expect("a name"),
-        target: "kvm".to_owned(),
-        asked: "latest".to_owned(),
-        point: None,
-        state: JobState::Running,
-        steps: Vec::new(),
-        host: "here".to_owned(),
-        folder: "/run/job".to_owned(),
-        created: Timestamp::from_millis(1),
-        updated: Timestamp::from_millis(1),
-        lease_until: None,
-    };
+    let (job, machine) = (JobId::from_bytes([0xab; 16]), "web".parse().expect("a name"));
+    let place = ("here", "/run/job");
+    let meta = JobMeta::begun(job, JobKind::Unplanned, machine, "latest", place, Timestamp::from_millis(1));
     let first = vault.put_job(meta.clone(), None).await.expect("stored");
     vault.put_job(JobMeta { state: JobState::Up, ..meta.clone() }, Some(&first)).await.expect("stored");
     let machine = vault.machine(&meta.machine);

@@ -1,5 +1,4 @@
 //! What is left out of points because the configuration says so: swap that is in use, and only for as long as it is.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod support;
 
@@ -7,7 +6,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use landfall_tests::landfall::{Site, exit};
 use landfall_tests::loops::{Loop, can_be_watched};
@@ -41,22 +39,6 @@ impl Drop for Swap {
     }
 }
 
-/// Waits until the newest point is this disk.
-#[track_caller]
-fn wait_until_newest_is(site: &Site, file: &Path) {
-    for _ in 0..60 {
-        let back = site.disk("newest");
-        site.rehydrate("web", "latest", &[("root", &back)]);
-        let same = disks::first_difference(&back, file, 0..disks::size(file)).is_none();
-        fs::remove_file(back).unwrap();
-        if same {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    site.assert_disk_is("web", "latest", "root", file);
-}
-
 fn need_watch() -> Option<()> {
     can_be_watched().then_some(())
 }
@@ -83,10 +65,10 @@ fn a_swap_device_is_zero_behind_its_head_while_it_is_in_use_and_whole_afterwards
     assert_eq!(disks::first_difference(&back, &file, 16 * MIB..disks::size(&file)), None, "less than a block is sent");
     // The same agent, which compares nothing by itself.
     drop(swap);
-    wait_until_newest_is(&site, &file);
+    site.wait_until_newest_is("web", "root", &file);
     disks::write_at(device.device(), 5 * MIB, b"no swap any more");
     fs::File::open(device.device()).unwrap().sync_all().unwrap();
-    wait_until_newest_is(&site, &file);
+    site.wait_until_newest_is("web", "root", &file);
     agent.interrupt();
     assert_eq!(agent.finish().code(), Some(exit::DONE));
     drop(device);
@@ -138,7 +120,7 @@ fn a_swap_file_is_zero_while_it_is_in_use_and_no_other_file_is_ever() {
     host.wait_for_points(points + 2);
     assert!(dump("after") == disks::seeded_bytes(3, 60 << 20), "blocks that were swap are read again");
     drop(mounted);
-    wait_until_newest_is(&site, &file);
+    site.wait_until_newest_is("web", "root", &file);
     agent.interrupt();
     assert_eq!(agent.finish().code(), Some(exit::DONE));
     drop(device);

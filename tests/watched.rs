@@ -29,22 +29,6 @@ fn status(host: &AgentHost<'_>) -> Value {
     serde_json::from_str(&fs::read_to_string(host.state().join("status.json")).unwrap()).unwrap()
 }
 
-/// Waits until the newest point is this disk: what was shipped last may still be on its way.
-#[track_caller]
-fn wait_until_newest_is(site: &Site, file: &Path) {
-    for _ in 0..40 {
-        let back = site.disk("newest");
-        site.rehydrate("web", "latest", &[("root", &back)]);
-        let same = disks::first_difference(&back, file, 0..disks::size(file)).is_none();
-        fs::remove_file(back).unwrap();
-        if same {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    site.assert_disk_is("web", "latest", "root", file);
-}
-
 /// Waits for a cycle that reads less than this. One that lost sight of the disk for a moment, as a busy host may, reads all of it.
 #[track_caller]
 fn wait_until_it_reads_less_than(host: &AgentHost<'_>, bytes: u64) {
@@ -209,7 +193,7 @@ fn a_mounted_file_system_is_whole_and_complete_in_every_point_and_frozen_for_a_m
     drop(mounted);
     host.ship();
     drop(device);
-    wait_until_newest_is(&site, &file);
+    site.wait_until_newest_is("web", "root", &file);
 }
 
 #[test]
@@ -237,7 +221,7 @@ fn a_killed_agent_leaves_nothing_frozen_and_loses_no_write() {
     drop(mounted);
     host.ship();
     drop(device);
-    wait_until_newest_is(&site, &file);
+    site.wait_until_newest_is("web", "root", &file);
 }
 
 #[test]
@@ -331,5 +315,5 @@ fn what_cannot_be_watched_is_compared_and_the_agent_says_why() {
     host.wait_for_points(2);
     File::open(device.device()).unwrap().sync_all().unwrap();
     drop(device);
-    wait_until_newest_is(&site, &file);
+    site.wait_until_newest_is("web", "root", &file);
 }

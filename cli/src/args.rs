@@ -335,24 +335,10 @@ pub(crate) enum FailoverCommand {
     Cleanup(JobArg),
     /// Does a job in the background.
     #[command(hide = true)]
-    Supervise {
-        #[command(flatten)]
-        job: JobArg,
-        #[arg(long)]
-        folder: Option<PathBuf>,
-        #[arg(long)]
-        target_file: Option<PathBuf>,
-    },
+    Supervise(Work),
     /// Has a test supervised, and cleans up after a supervisor that was killed.
     #[command(hide = true)]
-    Keep {
-        #[command(flatten)]
-        job: JobArg,
-        #[arg(long)]
-        folder: Option<PathBuf>,
-        #[arg(long)]
-        target_file: Option<PathBuf>,
-    },
+    Keep(Work),
     /// Becomes another program, which ends with the process that started this one.
     #[command(hide = true)]
     Become {
@@ -368,16 +354,20 @@ pub(crate) enum JobsCommand {
     /// One in full.
     Show(JobArg),
     /// Go on with one whose process was killed, or that failed.
-    Resume {
-        #[command(flatten)]
-        job: JobArg,
-        /// Folders of jobs are below this one.
-        #[arg(long, value_name = "DIR")]
-        folder: Option<PathBuf>,
-        /// The target's file, where the job was begun on another host, or is to be gone on with by another one.
-        #[arg(long, value_name = "FILE")]
-        target_file: Option<PathBuf>,
-    },
+    Resume(Work),
+}
+
+/// A job that is to be worked on by this host.
+#[derive(Args, Debug)]
+pub(crate) struct Work {
+    #[command(flatten)]
+    pub(crate) job: JobArg,
+    /// Folders of jobs are below this one.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+    /// The target's file, where the job was begun on another host, or is to be gone on with by another one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) target_file: Option<PathBuf>,
 }
 
 /// A job.
@@ -425,7 +415,7 @@ pub(crate) struct Serve {
     pub(crate) point: PointArg,
     /// Where to listen: HOST:PORT, or unix:PATH.
     #[arg(long, value_name = "ADDR")]
-    pub(crate) nbd: landfall_nbd::server::Address,
+    pub(crate) nbd: landfall_nbd::Address,
     /// Only this disk; without, all of the point, each as an export of its name.
     #[arg(long, value_name = "NAME")]
     pub(crate) disk: Option<DiskName>,

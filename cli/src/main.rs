@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            output::error_line(&output::line(&error));
+            output::error_line(&error.line());
             ExitCode::from(error.kind().exit_code())
         }
     }

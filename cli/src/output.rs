@@ -33,17 +33,6 @@ pub(crate) fn note(line: &str) {
     }
 }
 
-/// An error and its causes on one line.
-pub(crate) fn line(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text.replace('\n', " ")
-}
-
 /// A size in IEC units.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -41,6 +41,23 @@ impl ErrorKind {
         }
     }
 
+    const ALL: [Self; 9] = [
+        Self::Bug,
+        Self::Usage,
+        Self::Key,
+        Self::Corrupt,
+        Self::Conflict,
+        Self::NoSpace,
+        Self::Unavailable,
+        Self::Unsupported,
+        Self::NotFound,
+    ];
+
+    /// The kind with this exit code.
+    pub fn of_exit_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.exit_code() == code)
+    }
+
     /// Exit code of the command.
     pub const fn exit_code(self) -> u8 {
         match self {
@@ -93,6 +110,17 @@ impl Error {
     /// What the operator does about it.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// The error and its causes, on one line.
+    pub fn line(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text.replace('\n', " ")
     }
 
     /// The same error, said of a larger thing.

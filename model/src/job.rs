@@ -109,6 +109,32 @@ pub struct JobMeta {
 }
 
 impl JobMeta {
+    /// A job that was begun a moment ago, of which nothing is done; `place`: its host, and its folder there.
+    pub fn begun(
+        job: JobId,
+        kind: JobKind,
+        machine: MachineName,
+        asked: &str,
+        (host, folder): (&str, &str),
+        created: Timestamp,
+    ) -> Self {
+        Self {
+            job,
+            kind,
+            machine,
+            target: "kvm".to_owned(),
+            asked: asked.to_owned(),
+            point: None,
+            state: JobState::Running,
+            steps: Vec::new(),
+            host: host.to_owned(),
+            folder: folder.to_owned(),
+            created,
+            updated: created,
+            lease_until: None,
+        }
+    }
+
     /// A step by its name.
     pub fn step(&self, name: &str) -> Option<&JobStep> {
         self.steps.iter().find(|s| s.name == name)

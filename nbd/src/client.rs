@@ -12,13 +12,12 @@ mod negotiate;
 mod replies;
 mod stream;
 
-use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use landfall_model::num::{to_u32, to_usize};
 use landfall_model::{Error, ErrorKind, Extent, Result};
 
+use crate::Address;
 use crate::protocol::{REQUEST_BYTES_MAX, REQUEST_MAGIC, command};
 use stream::Stream;
 
@@ -29,24 +28,6 @@ pub const IN_FLIGHT_MAX: usize = 16;
 /// The status of so many bytes is asked for at once.
 const STATUS_STEP_BYTES: u64 = 1 << 30;
 const _: () = assert!(PART_BYTES <= to_usize(REQUEST_BYTES_MAX as u64));
-
-/// Where a server listens.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Address {
-    /// A unix socket.
-    Unix(PathBuf),
-    /// `host:port`.
-    Tcp(String),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => path.display().fmt(f),
-            Self::Tcp(address) => address.fmt(f),
-        }
-    }
-}
 
 /// A metadata context that was agreed on.
 #[derive(Debug)]

@@ -7,6 +7,9 @@
 //!
 //! Source: "The NBD protocol", `doc/proto.md` of the reference implementation.
 
+mod address;
 pub mod client;
 pub mod protocol;
 pub mod server;
+
+pub use address::Address;

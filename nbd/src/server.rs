@@ -11,9 +11,9 @@ mod negotiate;
 mod transmit;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::Address;
 use async_trait::async_trait;
 use bytes::Bytes;
 use landfall_model::{Error, ErrorKind, Extent, Result};
@@ -82,42 +82,6 @@ pub struct Run {
     pub extent: Extent,
     /// It may hold anything; else it reads as zeroes.
     pub data: bool,
-}
-
-/// Where a server listens.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Address {
-    /// A socket in the file system; its folder says who may connect.
-    Unix(PathBuf),
-    /// `host:port`. There is neither a password nor a cipher: not beyond this host, but for tests.
-    Tcp(String),
-}
-
-impl std::str::FromStr for Address {
-    type Err = String;
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text.strip_prefix("unix:") {
-            Some("") => Err("the path is empty: write unix:/PATH".to_owned()),
-            Some(path) => Ok(Self::Unix(path.into())),
-            None if text
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
-            {
-                Ok(Self::Tcp(text.to_owned()))
-            }
-            None => Err("expected unix:/PATH or HOST:PORT, for example 127.0.0.1:10809".to_owned()),
-        }
-    }
-}
-
-impl Address {
-    /// The URI of an export, for clients.
-    pub fn uri(&self, export: &str) -> String {
-        match self {
-            Self::Unix(path) => format!("nbd+unix:///{export}?socket={}", path.display()),
-            Self::Tcp(address) => format!("nbd://{address}/{export}"),
-        }
-    }
 }
 
 /// Disks by the names of their exports.

@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use landfall_model::{ErrorKind, Extent};
-use landfall_nbd::client::{Address, Client, IN_FLIGHT_MAX, PART_BYTES};
+use landfall_nbd::Address;
+use landfall_nbd::client::{Client, IN_FLIGHT_MAX, PART_BYTES};
 use landfall_nbd::protocol::{
     BASE_ALLOCATION, MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, allocation, chunk, info, option,
     option_reply,

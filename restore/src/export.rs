@@ -12,12 +12,25 @@ use tokio::time::{Instant, sleep};
 use crate::disk_view::DiskView;
 
 /// A disk that takes no writes.
-pub struct ReadOnly(pub DiskView);
+pub struct ReadOnly {
+    view: DiskView,
+    /// How long a store may be away before who reads is told.
+    patience: Duration,
+}
 
-/// The same for a machine that runs: a store that is away is waited for, since a machine that is told of an error may never ask again.
-pub(crate) struct Patient(pub(crate) ReadOnly);
+impl ReadOnly {
+    /// Tells at once that something cannot be read.
+    pub fn new(view: DiskView) -> Self {
+        Self { view, patience: Duration::ZERO }
+    }
 
-/// How long a store may be away before the machine is told.
+    /// For a machine that runs: a store that is away is waited for, since a machine that is told of an error may never ask again.
+    pub(crate) fn patient(view: DiskView) -> Self {
+        Self { view, patience: PATIENCE }
+    }
+}
+
+/// How long a store may be away before a machine is told.
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// How often it is tried meanwhile; each try waits for the store itself.
 const RETRY: Duration = Duration::from_secs(2);
@@ -46,7 +59,7 @@ fn read_only() -> Error {
 #[async_trait]
 impl Disk for ReadOnly {
     fn size(&self) -> u64 {
-        self.0.meta().size
+        self.view.meta().size
     }
 
     fn writable(&self) -> bool {
@@ -54,48 +67,13 @@ impl Disk for ReadOnly {
     }
 
     fn description(&self) -> String {
-        description(&self.0, "read only")
+        description(&self.view, "read only")
     }
 
     async fn read(&self, start: u64, out: &mut [u8]) -> Result<()> {
-        self.0.read(start, out).await
-    }
-
-    async fn write(&self, _start: u64, _bytes: Bytes) -> Result<()> {
-        Err(read_only())
-    }
-
-    async fn zero(&self, _extent: Extent) -> Result<()> {
-        Err(read_only())
-    }
-
-    async fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-
-    async fn status(&self, extent: Extent, runs_max: usize) -> Result<Vec<Run>> {
-        self.0.status(extent, runs_max).await
-    }
-}
-
-#[async_trait]
-impl Disk for Patient {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn writable(&self) -> bool {
-        false
-    }
-
-    fn description(&self) -> String {
-        self.0.description()
-    }
-
-    async fn read(&self, start: u64, out: &mut [u8]) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
-            let done = self.0.read(start, out).await;
+            let done = self.view.read(start, out).await;
             if !waited(done.as_ref().err(), deadline).await {
                 return done;
             }
@@ -115,9 +93,9 @@ impl Disk for Patient {
     }
 
     async fn status(&self, extent: Extent, runs_max: usize) -> Result<Vec<Run>> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
-            let done = self.0.status(extent, runs_max).await;
+            let done = self.view.status(extent, runs_max).await;
             if !waited(done.as_ref().err(), deadline).await {
                 return done;
             }

@@ -83,35 +83,18 @@ pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
             return Err(in_the_way(other));
         }
     }
-    let log = vault.machine(&machine);
-    let line = log.line().await?;
-    if line.is_empty() {
-        let why =
-            format!("machine {machine} has no recovery points in {}: see `landfall machines`", vault.store().url());
-        return Err(Error::new(ErrorKind::NotFound, why));
-    }
+    let (log, line) = vault.protected(&machine).await?;
     let selector: Selector = asked.parse()?;
     log.select(&line, selector).await.map_err(|e| e.context(format!("machine {machine}")))?;
-    let job = JobId::from_bytes(random()?);
-    let lease_ms = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX / 2);
-    let created = now();
+    let job = JobId::from_bytes(landfall_vault::random()?);
     let place = Place::make(&root, job)?;
     place.keep_settings(&text)?;
-    let meta = JobMeta {
-        job,
-        kind,
-        machine,
-        target: "kvm".to_owned(),
-        asked,
-        point: None,
-        state: JobState::Running,
-        steps: Vec::new(),
-        host: host(),
-        folder: place.folder().display().to_string(),
-        created,
-        updated: created,
-        lease_until: (kind == JobKind::Test).then(|| Timestamp::from_millis(created.millis().saturating_add(lease_ms))),
-    };
+    let folder = place.folder().display().to_string();
+    let mut meta = JobMeta::begun(job, kind, machine, &asked, (&host(), &folder), now());
+    if kind == JobKind::Test {
+        let lease_ms = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
+        meta.lease_until = Some(Timestamp::from_millis(meta.created.millis().saturating_add(lease_ms)));
+    }
     match vault.put_job(meta, None).await {
         Ok(job) => Ok(job.meta),
         Err(error) => {
@@ -119,15 +102,6 @@ pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
             Err(error)
         }
     }
-}
-
-fn random() -> Result<[u8; 16]> {
-    let mut bytes = [0; 16];
-    for half in bytes.chunks_exact_mut(8) {
-        let hex = landfall_vault::random_hex()?;
-        half.copy_from_slice(&u64::from_str_radix(&hex, 16).unwrap_or_default().to_le_bytes());
-    }
-    Ok(bytes)
 }
 
 /// The folder of a job on this host, if it is there.

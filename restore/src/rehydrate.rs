@@ -112,13 +112,7 @@ pub async fn rehydrate(
     progress: &Arc<Progress>,
 ) -> Result<Outcome> {
     let start = Instant::now();
-    let machine_log = vault.machine(machine);
-    let line = machine_log.line().await?;
-    if line.is_empty() {
-        let why =
-            format!("machine {machine} has no recovery points in {}: see `landfall machines`", vault.store().url());
-        return Err(Error::new(ErrorKind::NotFound, why));
-    }
+    let (machine_log, line) = vault.protected(machine).await?;
     let key = machine_log.select(&line, selector).await.map_err(|e| e.context(format!("machine {machine}")))?;
     let view = MapView::open(&machine_log, &line, key).await?;
     let disks = chosen(&view, specs)?;

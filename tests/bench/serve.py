@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 
-from gateway import put
+from gateway import cpu_seconds, peak_mib, put
 
 
 def sh(*command, **more):
@@ -36,14 +36,6 @@ class Served:
 
     def uri(self, export):
         return f"nbd+unix:///{export}?socket={self.socket}"
-
-    def cpu(self):
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def peak_mib(self):
-        line = next(l for l in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if l.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
 
     def stop(self):
         self.process.send_signal(signal.SIGINT)
@@ -76,7 +68,7 @@ def main():
         serve = [a.landfall, "serve", "--machine", "m", "--nbd", f"unix:{work}/nbd.sock", *keys]
         served = Served(work, *serve)
         cold = timed("nbdcopy", served.uri("root"), "null:")
-        cpu, peak = served.cpu(), served.peak_mib()
+        cpu, peak = cpu_seconds(served.process.pid), peak_mib(served.process.pid)
         sh("nbdcopy", served.uri("root"), str(work / "back.img"))
         served.stop()
         if subprocess.run(["cmp", "-s", str(disk), str(work / "back.img")]).returncode:

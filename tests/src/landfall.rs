@@ -467,6 +467,22 @@ impl Site {
         self.customer(&["verify", "--deep"]).json();
     }
 
+    /// Waits until a disk of the newest point is this one: what was shipped last may still be on its way.
+    #[track_caller]
+    pub fn wait_until_newest_is(&self, machine: &str, disk: &str, wanted: &Path) {
+        for _ in 0..60 {
+            let back = self.disk("newest");
+            self.rehydrate(machine, "latest", &[(disk, &back)]);
+            let same = disks::first_difference(&back, wanted, 0..disks::size(wanted)).is_none();
+            fs::remove_file(back).expect("own file");
+            if same {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        self.assert_disk_is(machine, "latest", disk, wanted);
+    }
+
     /// Every file below a folder of this site, as `find -type f` would list them.
     pub fn files(&self, folder: &str) -> Vec<PathBuf> {
         let mut found = Vec::new();

@@ -100,21 +100,8 @@ mod tests {
     }
 
     fn meta(id: u8) -> JobMeta {
-        JobMeta {
-            job: JobId::from_bytes([id; 16]),
-            kind: JobKind::Test,
-            machine: "web".parse().expect("a name"),
-            target: "kvm".to_owned(),
-            asked: "latest".to_owned(),
-            point: None,
-            state: JobState::Running,
-            steps: Vec::new(),
-            host: "here".to_owned(),
-            folder: "/run/job".to_owned(),
-            created: Timestamp::from_millis(1),
-            updated: Timestamp::from_millis(1),
-            lease_until: None,
-        }
+        let (job, machine) = (JobId::from_bytes([id; 16]), "web".parse().expect("a name"));
+        JobMeta::begun(job, JobKind::Test, machine, "latest", ("here", "/run/job"), Timestamp::from_millis(1))
     }
 
     #[tokio::test]

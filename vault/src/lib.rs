@@ -61,13 +61,21 @@ pub fn now() -> Timestamp {
     Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Sixteen random hex digits.
+/// Random bytes.
 ///
 /// # Errors
 /// `Unavailable` where the host has no randomness.
-pub fn random_hex() -> Result<String> {
-    let mut random = [0; 8];
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut random = [0; N];
     getrandom::fill(&mut random)
         .map_err(|e| Error::with_source(ErrorKind::Unavailable, "the host gives no random numbers", e))?;
-    Ok(data_encoding::HEXLOWER.encode(&random))
+    Ok(random)
+}
+
+/// Sixteen random hex digits.
+///
+/// # Errors
+/// As for [`random`].
+pub fn random_hex() -> Result<String> {
+    Ok(data_encoding::HEXLOWER.encode(&random::<8>()?))
 }

@@ -8,7 +8,7 @@ use landfall_model::{DomainId, EpochId, ErrorKind, MachineId, MachineName, Recip
 
 use crate::crash::crash_point;
 use crate::layout;
-use crate::machine::Machine;
+use crate::machine::{Machine, PointKey};
 use crate::store::{PutExact, Store};
 use crate::vault_file::VaultConfig;
 use landfall_model::{Error, Result};
@@ -157,6 +157,22 @@ impl Vault {
     /// One of its machines, which may not have a point yet.
     pub fn machine(&self, name: &MachineName) -> Machine {
         Machine::new(self.clone(), self.site().machine_id(name))
+    }
+
+    /// A machine that has recovery points, and the line of them.
+    ///
+    /// # Errors
+    /// `NotFound` where it has none; as for [`Machine::line`].
+    pub async fn protected(&self, name: &MachineName) -> Result<(Machine, Vec<PointKey>)> {
+        let machine = self.machine(name);
+        let line = machine.line().await?;
+        if line.is_empty() { Err(self.no_points(name)) } else { Ok((machine, line)) }
+    }
+
+    /// The error that a machine has no recovery points.
+    pub fn no_points(&self, name: &MachineName) -> Error {
+        let why = format!("machine {name} has no recovery points in {}: see `landfall machines`", self.store().url());
+        Error::new(ErrorKind::NotFound, why)
     }
 
     /// One of its machines, by its name in the store.

@@ -9,21 +9,9 @@ const CODE_ENTRY: &str = "landfall-code";
 /// Longest text of an error that is sent, in bytes: it travels in a header, whose list is bounded.
 const WHY_BYTES_MAX: usize = 1024;
 
-const KINDS: [ErrorKind; 9] = [
-    ErrorKind::Bug,
-    ErrorKind::Usage,
-    ErrorKind::Key,
-    ErrorKind::Corrupt,
-    ErrorKind::Conflict,
-    ErrorKind::NoSpace,
-    ErrorKind::Unavailable,
-    ErrorKind::Unsupported,
-    ErrorKind::NotFound,
-];
-
 /// The kind of error that an exit code stands for; `Unsupported` where a newer program sent one that this one does not know.
 pub fn kind_of_code(code: u8) -> ErrorKind {
-    KINDS.into_iter().find(|kind| kind.exit_code() == code).unwrap_or(ErrorKind::Unsupported)
+    ErrorKind::of_exit_code(code).unwrap_or(ErrorKind::Unsupported)
 }
 
 fn grpc_code(kind: ErrorKind) -> Code {

@@ -4,7 +4,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use landfall_model::{BlockSet, Error, Extent, MachineShape, Result};
-use landfall_nbd::client::{Address, Client};
+use landfall_nbd::Address;
+use landfall_nbd::client::Client;
 use landfall_nbd::protocol::{BASE_ALLOCATION, allocation};
 use landfall_wire::DiskShape;
 

@@ -10,17 +10,17 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-use landfall_model::{Error, ErrorKind, JobId, JobKind, JobMeta, Result};
+use landfall_model::{Error, ErrorKind, JobKind, JobMeta, Result};
 use landfall_restore::failover::{self, Request, Supervision, Told};
 use landfall_vault::Vault;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 use serde_json::{Value, json};
 
 use super::jobs;
-use crate::args::{Common, Failover, FailoverCommand};
+use crate::args::{Common, Failover, FailoverCommand, JobArg, Work};
 use crate::{interrupt, output};
 
 /// Does what the command says.
@@ -28,10 +28,8 @@ pub(crate) async fn run(common: &Common, command: FailoverCommand) -> Result<Exi
     let shown = match command {
         FailoverCommand::Test(args) => return start(common, JobKind::Test, args).await,
         FailoverCommand::Unplanned(args) => return start(common, JobKind::Unplanned, args).await,
-        FailoverCommand::Supervise { job, folder, target_file } => {
-            return supervise(common, job.job, folder, target_file).await;
-        }
-        FailoverCommand::Keep { job, folder, target_file } => return keep(common, job.job, folder, target_file).await,
+        FailoverCommand::Supervise(work) => return supervise(common, work).await,
+        FailoverCommand::Keep(work) => return keep(common, work).await,
         FailoverCommand::Become { parent, command } => return Err(become_it(parent, &command)),
         FailoverCommand::Commit(job) => failover::commit(&common.any_vault().await?, job.job).await?,
         FailoverCommand::Cleanup(job) => failover::cleanup(&common.any_vault().await?, job.job).await?,
@@ -76,28 +74,22 @@ async fn start(common: &Common, kind: JobKind, args: Failover) -> Result<ExitCod
     let what = format!("failover of {machine}");
     let request = Request { kind, machine, asked: args.point, settings, root: root.clone(), lease: args.lease };
     let meta = failover::begin(&vault, request).await.map_err(|e| e.context(what))?;
-    supervise_until_up(common, &vault, meta, Some(root), None).await
+    let work = Work { job: JobArg { job: meta.job }, folder: Some(root), target_file: None };
+    supervise_until_up(common, &vault, &meta, work).await
 }
 
 /// Has a job done in the background, and waits until its machine is up.
 ///
 /// # Errors
 /// Those of the steps.
-pub(crate) async fn supervise_until_up(
-    common: &Common,
-    vault: &Vault,
-    meta: JobMeta,
-    folder: Option<PathBuf>,
-    target_file: Option<PathBuf>,
-) -> Result<ExitCode> {
-    let root = root(common, folder)?;
+pub(crate) async fn supervise_until_up(common: &Common, vault: &Vault, meta: &JobMeta, work: Work) -> Result<ExitCode> {
     let id = meta.job;
     let verb = if meta.kind == JobKind::Test { "keep" } else { "supervise" };
-    let mut command = background(common, verb, id, &root, target_file)?;
+    let mut command = background(common, verb, work)?.1;
     let log = |folder: PathBuf| {
         OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join("supervisor.log")).ok()
     };
-    let stderr = failover::folder(&meta)?.and_then(log).map_or_else(Stdio::null, Stdio::from);
+    let stderr = failover::folder(meta)?.and_then(log).map_or_else(Stdio::null, Stdio::from);
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn();
     let mut child = child.map_err(|e| Error::with_source(ErrorKind::Unavailable, "cannot start the supervisor", e))?;
     let said = child.stdout.take().ok_or_else(|| Error::new(ErrorKind::Bug, "the supervisor has no output"))?;
@@ -123,7 +115,8 @@ fn wait_until_up(said: impl BufRead, quiet: bool) -> Result<()> {
         match event["event"].as_str() {
             Some("up") => return Ok(()),
             Some("failed") => {
-                let kind = kind_of(event["code"].as_u64().unwrap_or(1));
+                let code = event["code"].as_u64().and_then(|code| u8::try_from(code).ok());
+                let kind = code.and_then(ErrorKind::of_exit_code).unwrap_or(ErrorKind::Bug);
                 return Err(Error::new(kind, event["error"].as_str().unwrap_or_default()));
             }
             Some("step") if !quiet => output::note(&format!("{} ...", event["name"].as_str().unwrap_or_default())),
@@ -133,24 +126,19 @@ fn wait_until_up(said: impl BufRead, quiet: bool) -> Result<()> {
     Err(Error::new(ErrorKind::Unavailable, "whoever worked on it ended without a word: `landfall jobs resume` goes on"))
 }
 
-fn kind_of(code: u64) -> ErrorKind {
-    use ErrorKind::{Bug, Conflict, Corrupt, Key, NoSpace, NotFound, Unavailable, Unsupported, Usage};
-    let kinds = [Bug, Usage, Key, Corrupt, Conflict, NoSpace, Unavailable, Unsupported, NotFound];
-    kinds.into_iter().find(|kind| u64::from(kind.exit_code()) == code).unwrap_or(Bug)
-}
-
 fn own_program() -> Result<PathBuf> {
     std::env::current_exe().map_err(|e| Error::with_source(ErrorKind::Unavailable, "cannot find this program", e))
 }
 
-/// Another process of ours, for a job.
-fn background(common: &Common, verb: &str, id: JobId, root: &Path, target_file: Option<PathBuf>) -> Result<Command> {
+/// Another process of ours, for a job; and the folder that holds those of jobs.
+fn background(common: &Common, verb: &str, work: Work) -> Result<(PathBuf, Command)> {
+    let root = root(common, work.folder)?;
     let mut command = Command::new(own_program()?);
-    command.args(["failover", verb, &id.to_string()]).arg("--folder").arg(root).args(own_options(common));
-    if let Some(file) = target_file {
+    command.args(["failover", verb, &work.job.job.to_string()]).arg("--folder").arg(&root).args(own_options(common));
+    if let Some(file) = work.target_file {
         command.arg("--target-file").arg(std::path::absolute(&file).unwrap_or(file));
     }
-    Ok(command)
+    Ok((root, command))
 }
 
 /// The common options, for another process of ours. Secrets stand in files.
@@ -173,12 +161,7 @@ fn own_options(common: &Common) -> Vec<std::ffi::OsString> {
 }
 
 /// Does a job. Said on stdout, a line of JSON each: steps, then how it went.
-async fn supervise(
-    common: &Common,
-    id: JobId,
-    folder: Option<PathBuf>,
-    target_file: Option<PathBuf>,
-) -> Result<ExitCode> {
+async fn supervise(common: &Common, work: Work) -> Result<ExitCode> {
     let stop = interrupt::first();
     // Not of the terminal that began it. Whoever is the first of a group is alone already.
     let _ = setsid();
@@ -191,8 +174,8 @@ async fn supervise(
     let supervision = Supervision {
         vault: &vault,
         recovery,
-        root: root(common, folder)?,
-        settings: target_file.as_deref().map(landfall_settings::read).transpose()?,
+        root: root(common, work.folder)?,
+        settings: work.target_file.as_deref().map(landfall_settings::read).transpose()?,
         stub,
         told: Box::new(|told| {
             let event = match told {
@@ -205,7 +188,7 @@ async fn supervise(
             let _ = output::text(&format!("{event}\n"));
         }),
     };
-    let outcome = supervision.run(id, stop).await;
+    let outcome = supervision.run(work.job.job, stop).await;
     if let Err(error) = &outcome
         && !said
     {
@@ -215,14 +198,14 @@ async fn supervise(
 }
 
 fn failed(error: &Error) -> Value {
-    json!({ "event": "failed", "error": output::line(error), "code": error.kind().exit_code() })
+    json!({ "event": "failed", "error": error.line(), "code": error.kind().exit_code() })
 }
 
 /// Has a test supervised; when its supervisor was killed, nothing of the test is left either.
-async fn keep(common: &Common, id: JobId, folder: Option<PathBuf>, target_file: Option<PathBuf>) -> Result<ExitCode> {
+async fn keep(common: &Common, work: Work) -> Result<ExitCode> {
     let _ = setsid();
-    let root = root(common, folder)?;
-    let mut command = background(common, "supervise", id, &root, target_file)?;
+    let id = work.job.job;
+    let (root, mut command) = background(common, "supervise", work)?;
     let child = command.stdin(Stdio::null()).spawn();
     let mut child = child.map_err(|e| Error::with_source(ErrorKind::Unavailable, "cannot start the supervisor", e))?;
     // Asked to end, it asks on.

@@ -22,10 +22,10 @@ pub(crate) async fn run(common: &Common, command: Option<JobsCommand>) -> Result
             let found = common.any_vault().await?.job(job.job).await?;
             output::document(common.json, &document(&found.meta), || people(&found.meta))?;
         }
-        Some(JobsCommand::Resume { job, folder, target_file }) => {
+        Some(JobsCommand::Resume(work)) => {
             let vault = common.vault_to_restore(&*common.recovery()?).await?;
-            let found = vault.job(job.job).await?;
-            return supervise_until_up(common, &vault, found.meta, folder, target_file).await;
+            let found = vault.job(work.job.job).await?;
+            return supervise_until_up(common, &vault, &found.meta, work).await;
         }
     }
     Ok(ExitCode::SUCCESS)

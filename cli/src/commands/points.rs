@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use landfall_model::{Error, ErrorKind, GroupId, GroupMark, MachineName, Result};
+use landfall_model::{ErrorKind, GroupId, GroupMark, MachineName, Result};
 use landfall_vault::{Machine, Point, PointKey, Vault, now};
 use serde_json::{Value, json};
 
@@ -16,12 +16,7 @@ const POINTS_IN_FLIGHT: usize = 16;
 /// Lists the points of a machine.
 pub(crate) async fn points(common: &Common, name: &MachineName) -> Result<()> {
     let vault = common.any_vault().await?;
-    let machine = vault.machine(name);
-    let line = machine.line().await?;
-    if line.is_empty() {
-        let why = format!("machine {name} has no recovery points in {}: see `landfall machines`", vault.store().url());
-        return Err(Error::new(ErrorKind::NotFound, why));
-    }
+    let (machine, line) = vault.protected(name).await?;
     // A row a point: the maps of a hundred thousand points are not kept.
     let row = |p: Point| {
         let (meta, counters) = (p.meta(), &p.meta().counters);

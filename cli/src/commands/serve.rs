@@ -26,7 +26,7 @@ pub(crate) async fn run(common: &Common, args: Serve) -> Result<ExitCode> {
         let disk = view.disk(name)?;
         let export: Arc<dyn Disk> = match &args.overlay {
             Some(path) => Arc::new(Overlay::open(disk, path)?),
-            None => Arc::new(ReadOnly(disk)),
+            None => Arc::new(ReadOnly::new(disk)),
         };
         exports.insert(name.to_string(), export);
     }

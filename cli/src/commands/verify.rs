@@ -29,9 +29,7 @@ pub(crate) async fn run(common: &Common, args: Verify) -> Result<ExitCode> {
     let work = interrupt::or_interrupted(work, "nothing was changed");
     let report = progress::shown(common, "verify", "fetched", counters.clone(), work).await?;
     if let Some(machine) = args.machine.as_ref().filter(|_| report.points == 0 && report.findings.is_empty()) {
-        let why =
-            format!("machine {machine} has no recovery points in {}: see `landfall machines`", vault.store().url());
-        return Err(Error::new(ErrorKind::NotFound, why));
+        return Err(vault.no_points(machine));
     }
     if report.findings.is_empty() {
         // Replications may have gone on meanwhile: a head is never set back.

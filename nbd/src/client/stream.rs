@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use landfall_model::{Error, ErrorKind, Result};
 
-use super::Address;
+use crate::Address;
 
 enum Socket {
     Unix(UnixStream),

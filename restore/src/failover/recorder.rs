@@ -29,6 +29,29 @@ impl Recorder {
         &self.job.meta
     }
 
+    /// Writes a state. Of one before that the store may have taken without saying so, it is found out first.
+    async fn put(&mut self, meta: &JobMeta) -> Result<()> {
+        if let Some(doubtful) = &self.doubtful {
+            let newest = self.vault.job(meta.job).await?;
+            if newest.meta == *doubtful {
+                self.job = newest;
+            }
+            self.doubtful = None;
+        }
+        match self.vault.put_job(meta.clone(), Some(&self.job)).await {
+            Ok(job) => {
+                self.job = job;
+                Ok(())
+            }
+            Err(error) => {
+                if error.kind() == ErrorKind::Unavailable {
+                    self.doubtful = Some(meta.clone());
+                }
+                Err(error)
+            }
+        }
+    }
+
     /// Changes the job, and writes it.
     ///
     /// # Errors
@@ -38,24 +61,12 @@ impl Recorder {
         change(&mut meta);
         meta.updated = now();
         loop {
-            match self.vault.put_job(meta.clone(), Some(&self.job)).await {
+            match self.put(&meta).await {
                 Err(error) if self.patient && error.kind() == ErrorKind::Unavailable => {
                     tracing::warn!(%error, "a job cannot be written down: it is tried again");
-                    self.doubtful = Some(meta.clone());
                     tokio::time::sleep(TELL_EVERY).await;
                 }
-                Err(error) if error.kind() == ErrorKind::Conflict && self.doubtful.is_some() => {
-                    let newest = self.vault.job(meta.job).await?;
-                    if Some(&newest.meta) != self.doubtful.as_ref() {
-                        return Err(error);
-                    }
-                    // It was our own.
-                    (self.job, self.doubtful) = (newest, None);
-                }
-                put => {
-                    self.job = put?;
-                    return Ok(());
-                }
+                put => return put,
             }
         }
     }
@@ -103,20 +114,16 @@ impl Recorder {
                     meta.updated = now();
                     meta.steps.iter_mut().filter(|s| s.name == name).for_each(|s| s.detail = Some(far.clone()));
                     // The work does not wait for it, and goes on without.
-                    let before = self.job.clone();
-                    let put = self.vault.put_job(meta.clone(), Some(&before));
+                    let put = self.put(&meta);
                     tokio::pin!(put);
                     let (put, ended) = tokio::select! {
                         put = &mut put => (put, None),
                         done = &mut work => (put.await, Some(done)),
                     };
                     match put {
-                        Ok(job) => self.job = job,
                         Err(error) if error.kind() == ErrorKind::Conflict => return Err(error),
-                        Err(error) => {
-                            tracing::warn!(%error, "how far a job is cannot be written down");
-                            self.doubtful = Some(meta);
-                        }
+                        Err(error) => tracing::warn!(%error, "how far a job is cannot be written down"),
+                        Ok(()) => {}
                     }
                     if let Some(done) = ended {
                         break done;
@@ -127,7 +134,7 @@ impl Recorder {
         crash_point("failover.step-done");
         let (error, detail) = match &done {
             Ok((_, detail)) => (None, detail.clone()),
-            Err(error) => (Some(line(error)), None),
+            Err(error) => (Some(error.line()), None),
         };
         self.change(|meta| {
             if error.is_some() {
@@ -143,17 +150,6 @@ impl Recorder {
     }
 }
 
-/// An error and its causes on one line.
-fn line(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text.replace('\n', " ")
-}
-
 /// What an operator does about a job that is in the way.
 pub(crate) fn in_the_way(meta: &JobMeta) -> Error {
     let why = format!(
@@ -161,4 +157,42 @@ pub(crate) fn in_the_way(meta: &JobMeta) -> Error {
         meta.machine, meta.job, meta.job
     );
     Error::new(ErrorKind::Conflict, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use landfall_keys::{RecoveryKey, SiteKey};
+    use landfall_model::{JobId, JobKind, VaultId};
+    use landfall_vault::Store;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_state_that_the_store_took_without_saying_so_is_ones_own_and_anothers_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let recovery = RecoveryKey::generate(VaultId::from_bytes([3; 16])).expect("randomness");
+        let site = SiteKey::generate(VaultId::from_bytes([3; 16]), recovery.root_public()).expect("randomness");
+        let store = Store::open(&format!("file://{}", folder.path().display())).expect("a store");
+        let vault = Vault::create(store, &recovery, site, now()).await.expect("a vault");
+        let machine = "web".parse().expect("a name");
+        let meta =
+            JobMeta::begun(JobId::from_bytes([1; 16]), JobKind::Test, machine, "latest", ("here", "/job"), now());
+        let job = vault.put_job(meta.clone(), None).await.expect("a new one");
+        let mut recorder = Recorder::new(vault.clone(), job.clone());
+        // The answer was lost: it is there, and nobody knows.
+        let taken = JobMeta { folder: "/elsewhere".to_owned(), ..meta };
+        vault.put_job(taken.clone(), Some(&job)).await.expect("stored");
+        recorder.doubtful = Some(taken);
+        recorder.change(|meta| meta.state = JobState::Up).await.expect("goes on from there");
+        assert_eq!(vault.job(job.meta.job).await.expect("read").meta.state, JobState::Up);
+        // Somebody else wrote.
+        let newest = vault.job(job.meta.job).await.expect("read");
+        vault
+            .put_job(JobMeta { host: "there".to_owned(), ..newest.meta.clone() }, Some(&newest))
+            .await
+            .expect("stored");
+        recorder.doubtful = Some(newest.meta);
+        let late = recorder.change(|meta| meta.state = JobState::Cleaned).await.expect_err("another's");
+        assert_eq!(late.kind(), ErrorKind::Conflict);
+    }
 }

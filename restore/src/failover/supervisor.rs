@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use landfall_keys::RecoveryKey;
 use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, Result};
-use landfall_nbd::server::{Address, Disk, Listening, Server};
+use landfall_nbd::Address;
+use landfall_nbd::server::{Disk, Listening, Server};
 use landfall_vault::{Selector, Vault, now};
 use tokio::time::sleep;
 
@@ -16,7 +17,7 @@ use super::place::{Lock, Place};
 use super::recorder::Recorder;
 use super::{host, plan};
 use crate::disk_view::PointView;
-use crate::export::{Patient, ReadOnly};
+use crate::export::ReadOnly;
 use crate::kvm::{self, Files, Plan, Running};
 
 /// Names of steps.
@@ -291,7 +292,7 @@ async fn serve(view: &PointView, plan: &Plan) -> Result<tokio::task::JoinHandle<
     let mut exports: BTreeMap<String, Arc<dyn Disk>> = BTreeMap::new();
     let content: Vec<&DiskName> = plan.point.disks.iter().filter(|d| !d.excluded).map(|d| &d.name).collect();
     for name in content {
-        exports.insert(name.to_string(), Arc::new(Patient(ReadOnly(view.disk(name)?))));
+        exports.insert(name.to_string(), Arc::new(ReadOnly::patient(view.disk(name)?)));
     }
     let listening = Listening::at(&Address::Unix(plan.files.nbd())).await?;
     Ok(tokio::spawn(async move { Server::new(exports).serve(&listening).await }))
