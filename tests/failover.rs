@@ -69,6 +69,10 @@ impl World {
         let mut arguments =
             vec!["failover", kind, "--machine", "web", "--target", "kvm", "--target-file", &target, "--folder", &root];
         arguments.extend(more);
+        if kind == "unplanned" {
+            // Nobody who would stop it has a gateway here (tests/planned.rs).
+            arguments.push("--source-is-lost");
+        }
         let environment: Vec<(&str, &str)> = crash_at.map(|at| ("LANDFALL_CRASH_AT", at)).into_iter().collect();
         self.site.customer_with(&environment, &arguments)
     }

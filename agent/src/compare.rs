@@ -19,10 +19,10 @@ use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use landfall_disk::RawReader;
+use landfall_disk::{DiskDigester, RawReader};
 use landfall_model::num::to_usize;
 use landfall_model::{
-    BlockSet, Consistency, CycleId, Digest, DiskName, Error, Extent, ExtentSet, GroupId, Result, Timestamp,
+    BlockSet, Consistency, CycleId, Digest, DiskDigest, DiskName, Error, Extent, ExtentSet, GroupId, Result, Timestamp,
 };
 use landfall_wire::{Begin, CycleDigest, Data, FromAgent, MESSAGES_WAITING_MAX};
 use tokio::sync::mpsc;
@@ -35,7 +35,7 @@ use crate::image::{
     open_disks, read_all, stage, stopped,
 };
 use crate::journal::{DiskState, JournalHead, JournalWriter};
-use crate::qemu::Vm;
+use crate::qemu::{Thawed, Vm};
 use crate::settle::{Settled, settle};
 use crate::shape;
 use crate::skip::Skip;
@@ -71,7 +71,7 @@ impl Stop {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }
@@ -103,6 +103,10 @@ pub(crate) struct Cut {
     pub(crate) stop: Stop,
     /// The group's cut that it is.
     pub(crate) group: Option<GroupId>,
+    /// The machine was stopped before: nothing of it is held still.
+    pub(crate) stopped: bool,
+    /// All disks are compared whole, whatever was marked, and a digest is made of each.
+    pub(crate) proof: bool,
 }
 
 /// What was read and sent.
@@ -113,6 +117,8 @@ pub(crate) struct CutDone {
     pub(crate) sent_bytes: u64,
     /// How long everything was held still.
     pub(crate) held: Duration,
+    /// Of the protected disks, where they were asked for.
+    pub(crate) digests: Vec<DiskDigest>,
 }
 
 impl Cut {
@@ -141,10 +147,14 @@ impl Cut {
         let since = Instant::now();
         let time = time()?;
         let view = prepared.map(|prepared| prepared.cut(self.cycle)).transpose()?;
-        let guest = view.is_some() && held.as_mut().is_some_and(Held::thaw_guest);
+        let guest = match (&view, &mut held) {
+            (Some(_), Some(held)) => held.thaw_guest(),
+            _ => Thawed::default(),
+        };
         let consistency = match self.manner {
             Manner::Round => Consistency::Unfinished,
-            _ => self.freeze.consistency_where(guest),
+            _ if guest.application => Consistency::Application,
+            _ => self.freeze.consistency_where(view.is_some() && (guest.frozen || self.stopped)),
         };
         let mut frozen = Duration::ZERO;
         let mut thaw = |held: &mut Option<Held>| {
@@ -187,7 +197,16 @@ impl Cut {
             Plan::Incremental { parent, .. } => Some(*parent),
         };
         let shapes = disks.iter().map(|d| d.shape.clone()).collect();
-        let begin = Begin { cycle: self.cycle, parent, time, consistency, disks: shapes, group: self.group, shape };
+        let begin = Begin {
+            cycle: self.cycle,
+            parent,
+            time,
+            consistency,
+            disks: shapes,
+            group: self.group,
+            shape,
+            hooks: guest.hooks,
+        };
         let protected = || disks.iter().filter(|d| d.reader.is_some());
         let states = protected().map(|d| DiskState { name: d.shape.name.clone(), size: d.shape.size });
         let base = parent.and(self.base.cycle);
@@ -222,7 +241,7 @@ impl Cut {
                 disk.shape.size = reader.size();
                 (disk.reader, disk.copied, disk.skip) = (Some(DiskReader::Host(reader)), true, None);
             }
-            if disk.shape.whole {
+            if disk.shape.whole || self.proof {
                 continue;
             }
             disk.look = match &known.dirty {
@@ -246,7 +265,7 @@ impl Cut {
     fn look_at_guest(&self, disk: &mut OpenDisk) {
         // What came on, or was cut off, is in no bitmap.
         let resized = self.base.size_of(&disk.shape.name) != Some(disk.shape.size);
-        if disk.shape.whole || resized {
+        if disk.shape.whole || resized || self.proof {
             disk.look = Dirty::All;
         }
         if let (Dirty::Blocks(set), Plan::Incremental { extra, .. }) = (&mut disk.look, &self.plan) {
@@ -316,10 +335,13 @@ struct Known<'a> {
     at: u64,
     /// The last block of which a part was sent.
     in_part: Option<u64>,
+    /// Of all its bytes, where that is wanted.
+    digester: Option<DiskDigester>,
 }
 
 struct Comparison<'a> {
     cut: &'a Cut,
+    disks: &'a [OpenDisk],
     /// None where a disk is excluded.
     known: Vec<Option<Known<'a>>>,
     journal: JournalWriter,
@@ -350,11 +372,12 @@ impl<'a> Comparison<'a> {
                 Plan::Incremental { extra, .. } => (cut.base.reader(name)?, extra.of(name)),
             };
             let (number, size, whole) = (protected, disk.shape.size, disk.shape.whole);
-            known.push(Some(Known { number, size, fingerprints, whole, extra, at: 0, in_part: None }));
+            let digester = cut.proof.then(|| DiskDigester::new(size));
+            known.push(Some(Known { number, size, fingerprints, whole, extra, at: 0, in_part: None, digester }));
             protected += 1;
         }
         let out = Output { out, digest: CycleDigest::default(), zeroes: None, sent_bytes: 0 };
-        Ok(Self { cut, known, journal, out, back, read_bytes: 0 })
+        Ok(Self { cut, disks, known, journal, out, back, read_bytes: 0 })
     }
 
     fn piece(&mut self, piece: Piece) -> Result<()> {
@@ -393,6 +416,14 @@ impl<'a> Comparison<'a> {
     /// Compares a run; no bytes: it is all zero. Of blocks that it covers in part, that part is sent as it is (ADR 0017).
     fn blocks(&mut self, disk: usize, extent: Extent, bytes: Option<Read<'_>>) -> Result<()> {
         let Some(Some(known)) = self.known.get_mut(disk) else { return Ok(()) };
+        if let Some(digester) = &mut known.digester {
+            // What is not given is zero: a hole that nobody names.
+            digester.zeroes(extent.start.saturating_sub(digester.at()));
+            match &bytes {
+                Some(read) => digester.data(read.bytes),
+                None => digester.zeroes(extent.len),
+            }
+        }
         let (first, end) = (extent.start / BLOCK_BYTES, block_count(extent.end()));
         let ends_with_disk = extent.end() == known.size;
         let whole = extent.start.div_ceil(BLOCK_BYTES)..if ends_with_disk { end } else { extent.end() / BLOCK_BYTES };
@@ -455,7 +486,13 @@ impl<'a> Comparison<'a> {
         self.out.flush()?;
         let Output { digest, sent_bytes, .. } = self.out;
         let (digest, held) = (digest.finish(), Duration::ZERO);
-        Ok(CutDone { journal: self.journal, digest, read_bytes: self.read_bytes, sent_bytes, held })
+        let mut digests = Vec::new();
+        for (disk, known) in self.disks.iter().zip(self.known) {
+            let Some(Known { digester: Some(mut digester), size, .. }) = known else { continue };
+            digester.zeroes(size.saturating_sub(digester.at()));
+            digests.push(DiskDigest { name: disk.shape.name.clone(), digest: digester.finish()? });
+        }
+        Ok(CutDone { journal: self.journal, digest, read_bytes: self.read_bytes, sent_bytes, held, digests })
     }
 }
 

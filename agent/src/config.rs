@@ -10,6 +10,9 @@
 //! freeze_max = "1min"                     # the default: everything is thawed after so long
 //! skip = ["swap"]                         # swap that is in use is not sent; default: nothing is left out
 //! late_max = "1min"                       # the default: a point may be so late, rather than that it freezes for more than a moment
+//! stop_command = "/etc/landfall/stop"     # run with LANDFALL_PHASE=stop before the last cycle of a planned failover; default: none
+//! start_command = "/etc/landfall/start"   # run with LANDFALL_PHASE=start where that is taken back; default: none
+//! stop_max = "10min"                      # the default: stopping may take so long
 //!
 //! [[disk]]
 //! name = "root"
@@ -51,9 +54,21 @@ const STATE_DIR: &str = "/var/lib/landfall-agent";
 const INTERVAL: Duration = Duration::from_secs(300);
 const FREEZE_MAX: Duration = Duration::from_secs(60);
 const LATE_MAX: Duration = Duration::from_secs(60);
+const STOP_MAX: Duration = Duration::from_secs(600);
 
-const AGENT_KEYS: &[&str] =
-    &["machine", "gateways", "state_dir", "interval", "freeze_command", "freeze_max", "late_max", "skip"];
+const AGENT_KEYS: &[&str] = &[
+    "machine",
+    "gateways",
+    "state_dir",
+    "interval",
+    "freeze_command",
+    "freeze_max",
+    "late_max",
+    "skip",
+    "stop_command",
+    "start_command",
+    "stop_max",
+];
 const DISK_KEYS: &[&str] = &["name", "path", "exclude", "mounts", "source", "device"];
 
 /// What an agent protects, and where it sends it.
@@ -75,6 +90,12 @@ pub struct AgentConfig {
     pub late_max: Duration,
     /// What is in swap is left out: swap that is in use is zero in points, but for its first 64 KiB.
     pub skip_swap: bool,
+    /// Stops this host's work before the last cycle of a planned failover.
+    pub stop_command: Option<String>,
+    /// Takes that back.
+    pub start_command: Option<String>,
+    /// Stopping may take so long.
+    pub stop_max: Duration,
     /// The disks; the machine boots from the first.
     pub disks: Vec<DiskConfig>,
     /// The virtual machine that they are of; none: they are this host's.
@@ -117,6 +138,11 @@ impl AgentConfig {
             let why = format!("disk {} has a device: add a section [qemu] with the machine that it is of", disk.name);
             return Err(source.wrong(source.end(), why));
         }
+        let (stop, start) = (agent.text("stop_command")?, agent.text("start_command")?);
+        if let (Some((at, _)), Some(_)) = (stop.as_ref().or(start.as_ref()), &qemu) {
+            return Err(source.wrong(*at, "with [qemu], the guest is shut down by QEMU: leave the command out"));
+        }
+        let (stop_command, start_command) = (stop.map(|(_, text)| text), start.map(|(_, text)| text));
         Ok(Self {
             machine,
             gateways: gateways.into_iter().map(|(_, gateway)| gateway).collect(),
@@ -126,6 +152,9 @@ impl AgentConfig {
             freeze_max: agent.duration("freeze_max")?.unwrap_or(FREEZE_MAX),
             late_max: agent.duration("late_max")?.unwrap_or(LATE_MAX),
             skip_swap: skips_swap(&agent)?,
+            stop_command,
+            start_command,
+            stop_max: agent.duration("stop_max")?.unwrap_or(STOP_MAX),
             disks,
             qemu,
         })

@@ -25,7 +25,7 @@ use landfall_model::{Consistency, Error, ErrorKind, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::qemu::{FrozenGuest, GuestFreeze};
+use crate::qemu::{FrozenGuest, GuestFreeze, Thawed};
 use crate::{durable, mounts};
 
 /// Waits for the end of its input, for `$1` seconds at most, and runs the rest. A signal that ends the agent's group does not end it.
@@ -174,6 +174,25 @@ fn command(words: &[OsString], phase: &str) -> Command {
     command
 }
 
+/// Runs an operator's command to its end; twice in a row it must do what once does. `phase`: told to it as `LANDFALL_PHASE`.
+///
+/// # Errors
+/// `Unavailable` where it fails, or does not return in time.
+pub(crate) fn run_shell(name: &str, text: &str, phase: &str, longest: Duration, stop: &dyn Fn() -> bool) -> Result<()> {
+    let failed = |why: &dyn std::fmt::Display| Error::new(ErrorKind::Unavailable, format!("{name} {text:?}: {why}"));
+    let words: [OsString; 3] = ["/bin/sh".into(), "-c".into(), text.into()];
+    let mut child = command(&words, phase).spawn().map_err(|e| failed(&e))?;
+    match wait(&mut child, longest, stop) {
+        Ok(Some(status)) if status.success() => Ok(()),
+        Ok(Some(status)) => Err(failed(&status)),
+        Ok(None) => {
+            kill(&mut child);
+            Err(failed(&format_args!("it did not return within {} s", longest.as_secs())))
+        }
+        Err(error) => Err(failed(&error)),
+    }
+}
+
 /// Waits for a process, but not longer than this, and not once it is to stop.
 fn wait(child: &mut Child, longest: Duration, stop: &dyn Fn() -> bool) -> io::Result<Option<ExitStatus>> {
     let start = Instant::now();
@@ -206,9 +225,9 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// The disks of a guest were cut: thaws its file systems. `true` where they were frozen until now.
-    pub(crate) fn thaw_guest(&mut self) -> bool {
-        self.guest.take().is_some_and(FrozenGuest::thaw)
+    /// The disks of a guest were cut: thaws its file systems.
+    pub(crate) fn thaw_guest(&mut self) -> Thawed {
+        self.guest.take().map(FrozenGuest::thaw).unwrap_or_default()
     }
 
     fn freeze(&mut self, action: Action, stop: &dyn Fn() -> bool) -> Result<()> {

@@ -11,7 +11,7 @@ use std::sync::mpsc as threads;
 use std::time::Duration;
 
 use landfall_model::{Consistency, CycleId, Error, ErrorKind, GroupId, GroupName, Result, Timestamp};
-use landfall_wire::{FromAgent, FromGateway};
+use landfall_wire::{FromAgent, FromGateway, Order};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
@@ -39,6 +39,8 @@ enum Step {
 pub(crate) struct Orders {
     held: Option<String>,
     group: Option<(GroupId, Step)>,
+    /// What an operator wants done.
+    order: Option<Order>,
 }
 
 impl Orders {
@@ -53,6 +55,11 @@ impl Orders {
             Some((id, Step::Prepare(name))) => Some((*id, name)),
             _ => None,
         }
+    }
+
+    /// What an operator wants done, once.
+    pub(crate) fn take_order(&mut self) -> Option<Order> {
+        self.order.take()
     }
 
     /// A step of the cut that was prepared; what is said of another is late.
@@ -214,6 +221,7 @@ impl Shipper {
             FromGateway::Freeze(id) => self.orders.step(id, Step::Freeze),
             FromGateway::Cut(id, moment) => self.orders.step(id, Step::Cut(moment)),
             FromGateway::Cancel(id, why) => self.orders.step(id, Step::Cancel(why)),
+            FromGateway::Order(order) => self.orders.order = Some(order),
             _ => {}
         }
     }

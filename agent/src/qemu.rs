@@ -26,7 +26,9 @@ mod config;
 mod cut;
 mod graph;
 mod guest;
+mod hooks;
 mod names;
+mod power;
 mod view;
 mod vm;
 
@@ -35,9 +37,10 @@ mod tests;
 
 pub use config::QemuConfig;
 pub use guest::{release_guest, release_machine};
+pub use hooks::Hooks;
 
 pub(crate) use config::qemu;
-pub(crate) use guest::{FrozenGuest, GuestFreeze};
+pub(crate) use guest::{FrozenGuest, GuestFreeze, Thawed};
 pub(crate) use view::GuestDisk;
 pub(crate) use vm::{Vm, check};
 

@@ -75,6 +75,9 @@ impl Shipper {
         mut plan: Plan,
         group: Option<GroupId>,
     ) -> Result<Shipped, Fault> {
+        if self.vm.is_none() && self.last.is_some_and(|last| last.proof) {
+            return whole(self.one(link, plan, group, Manner::Whole).await);
+        }
         // All that is read is of the cut.
         if self.vm.is_some() {
             return whole(self.one(link, plan, group, Manner::Staged(STAGE_BYTES_MAX)).await);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use landfall_model::{CycleId, Error, ErrorKind, GroupId, Result};
+use landfall_wire::Order;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::backoff::Backoff;
@@ -19,6 +20,7 @@ use crate::config::AgentConfig;
 use crate::freeze::Freeze;
 use crate::link::{Connect, Gateways, Link, Receive};
 use crate::orders::Orders;
+use crate::power::Power;
 use crate::qemu::Vm;
 use crate::ship::{Event, Fault, Shared, Shipper};
 use crate::skip::Skip;
@@ -65,6 +67,8 @@ enum Due {
     Cycle,
     /// A group's cut.
     Group(GroupId),
+    /// What an operator wants.
+    Order(Order),
 }
 
 /// A running agent.
@@ -99,7 +103,14 @@ impl<C: Connect> Agent<C> {
             log(&event);
             events.lock().unwrap_or_else(PoisonError::into_inner).event(&event);
         };
+        let vm = config.qemu.as_ref().map(|qemu| Arc::new(Vm::new(qemu, &config.state_dir)));
         let shipper = Shipper {
+            power: Power::of(config, vm.clone()),
+            answered: None,
+            application: false,
+            hooked: None,
+            last: None,
+            digests: Vec::new(),
             late_max: config.late_max,
             skip: Skip::new(config.skip_swap),
             state: Shared::new(state),
@@ -108,7 +119,7 @@ impl<C: Connect> Agent<C> {
             freeze: Freeze::of(config),
             cancel: cancel.clone(),
             tracking: watch::tracking(&config.disks, &config.state_dir)?,
-            vm: config.qemu.as_ref().map(|qemu| Arc::new(Vm::new(qemu, &config.state_dir))),
+            vm,
             patient: true,
             orders: Orders::default(),
             events: Box::new(record),
@@ -211,6 +222,13 @@ impl<C: Connect> Agent<C> {
             let shipped = match due {
                 Due::Cycle => self.shipper.ship(link, newest).await.map(Some),
                 Due::Group(id) => self.shipper.ship_in_group(link, newest, id).await,
+                Due::Order(order) => match self.shipper.obey(link, newest, order).await {
+                    Ok(known) => {
+                        newest = known;
+                        continue;
+                    }
+                    Err(fault) => Err(fault),
+                },
             };
             let failed_here = matches!(shipped, Err(Fault::Local(_)));
             if matches!(shipped, Ok(Some(_))) || failed_here {
@@ -235,6 +253,9 @@ impl<C: Connect> Agent<C> {
             if let Some((id, group)) = self.shipper.orders.prepare() {
                 tracing::debug!(%group, %id, "a cut of the group is prepared");
                 return Ok(Due::Group(id));
+            }
+            if let Some(order) = self.shipper.orders.take_order() {
+                return Ok(Due::Order(order));
             }
             let held = self.shipper.orders.held().is_some();
             tokio::select! {

@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use landfall_model::{Consistency, CycleId, Error, ErrorKind, GroupId, Seq, Timeline, Timestamp};
+use landfall_model::{
+    Consistency, CycleId, DiskDigest, Error, ErrorKind, GroupId, OrderId, Outcome, Seq, Timeline, Timestamp,
+};
 use landfall_wire::{End, FromAgent, FromGateway, TEXT_BYTES_MAX, kind_of_code};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
@@ -24,8 +26,10 @@ use crate::freeze::Freeze;
 use crate::history::Plan;
 use crate::image::DiskConfig;
 use crate::link::{Link, Receive, now};
+use crate::obey::Last;
 use crate::orders::{Gate, Orders, gate};
-use crate::qemu::Vm;
+use crate::power::Power;
+use crate::qemu::{Hooks, Vm};
 use crate::rounds::Unshipped;
 use crate::skip::Skip;
 use crate::state::StateDir;
@@ -88,6 +92,8 @@ pub(crate) struct Shipped {
     pub(crate) full: bool,
     /// Whether it is a part of the one after it.
     pub(crate) unfinished: bool,
+    /// What it guarantees.
+    pub(crate) consistency: Consistency,
     /// Bytes read from the disks.
     pub(crate) read_bytes: u64,
     /// Bytes of the disks that were sent.
@@ -130,7 +136,7 @@ fn ended() -> Fault {
 }
 
 /// Ends a cut when the cycle ends, in whatever way.
-struct StopOnDrop(Stop);
+pub(crate) struct StopOnDrop(pub(crate) Stop);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
@@ -156,6 +162,18 @@ pub(crate) struct Shipper {
     pub(crate) patient: bool,
     /// What the gateway asks for, on the link that is open.
     pub(crate) orders: Orders,
+    /// Applications are to be quiet at the next cut, also where that is not due.
+    pub(crate) application: bool,
+    /// When they were so last.
+    pub(crate) hooked: Option<Instant>,
+    /// How the machine is stopped.
+    pub(crate) power: Power,
+    /// The operator's order that was answered last.
+    pub(crate) answered: Option<(OrderId, Outcome)>,
+    /// The cycle is the last one of a machine that was stopped.
+    pub(crate) last: Option<Last>,
+    /// Of the disks, by the cycle before, where they were asked for.
+    pub(crate) digests: Vec<DiskDigest>,
     pub(crate) events: Box<dyn FnMut(Event) + Send>,
 }
 
@@ -283,12 +301,14 @@ impl Shipper {
             cycle,
             plan,
             disks: self.disks.clone(),
-            freeze: self.freeze.clone(),
+            freeze: self.freeze_now(),
             skip: self.skip,
             base: self.state.run(|state| Ok(state.base())).await?,
             state_root: self.state_root.clone(),
             stop: stop.0.clone(),
             group,
+            stopped: self.last.is_some(),
+            proof: self.last.is_some_and(|last| last.proof),
         };
         let (out, mut runs) = mpsc::channel(MESSAGES);
         let state = self.state.clone();
@@ -309,8 +329,8 @@ impl Shipper {
         // Ends the cut if it has not ended; waited for in any case: everything is thawed then.
         drop((stop, runs));
         let cut = cutting.await.map_err(died).flatten();
-        let (done, time) = match (pumped, cut, begun) {
-            (Ok(()), Ok(Some(done)), Some(time)) => (done, time),
+        let (done, (time, consistency)) = match (pumped, cut, begun) {
+            (Ok(()), Ok(Some(done)), Some(begun)) => (done, begun),
             (Ok(()), Ok(None), None) => return Err(Unshipped::TooMuch),
             (Err(fault), _, begun) => return Err(abort(link, begun.is_some(), group, fault).await.into()),
             (Ok(()), Err(error), begun) => {
@@ -320,7 +340,11 @@ impl Shipper {
                 return Err(Fault::Local(Error::new(ErrorKind::Bug, "a cut without a beginning")).into());
             }
         };
-        let CutDone { journal, digest, read_bytes, sent_bytes, held } = done;
+        let CutDone { journal, digest, read_bytes, sent_bytes, held, digests } = done;
+        self.digests = digests;
+        if consistency == Consistency::Application {
+            self.hooked = Some(start);
+        }
         if let Err(fault) = self.state.run(move |state| state.seal(cycle, journal)).await {
             return Err(abort(link, true, group, fault).await.into());
         }
@@ -328,8 +352,17 @@ impl Shipper {
             return Err(abort(link, true, group, fault).await.into());
         }
         let unfinished = manner == Manner::Round;
-        let mut shipped =
-            Shipped { cycle, time, full, unfinished, read_bytes, sent_bytes, held, elapsed: start.elapsed() };
+        let mut shipped = Shipped {
+            cycle,
+            time,
+            full,
+            unfinished,
+            consistency,
+            read_bytes,
+            sent_bytes,
+            held,
+            elapsed: start.elapsed(),
+        };
         loop {
             let incoming = tokio::select! {
                 incoming = link.from.next() => incoming,
@@ -342,12 +375,25 @@ impl Shipper {
         }
     }
 
+    /// What the cut freezes. A guest that is shut down has nothing to freeze, and nobody who would answer; its hooks are run when that is due.
+    fn freeze_now(&self) -> Freeze {
+        let mut freeze = self.freeze.clone();
+        if self.last.is_some() {
+            freeze.guest = None;
+        }
+        if let Some(guest) = &mut freeze.guest {
+            let is_due = |hooks: &Hooks| self.hooked.is_none_or(|hooked| hooked.elapsed() >= hooks.every);
+            guest.hooks.take_if(|hooks| !self.application && !is_due(hooks));
+        }
+        freeze
+    }
+
     /// Sends what the cut gives, until it ends.
     async fn pump<R: Receive>(
         &mut self,
         link: &mut Link<R>,
         runs: &mut mpsc::Receiver<FromAgent>,
-        begun: &mut Option<Timestamp>,
+        begun: &mut Option<(Timestamp, Consistency)>,
     ) -> Result<(), Fault> {
         loop {
             let message = tokio::select! {
@@ -360,7 +406,7 @@ impl Shipper {
             };
             let Some(message) = message else { return Ok(()) };
             if let FromAgent::Begin(begin) = &message {
-                *begun = Some(begin.time);
+                *begun = Some((begin.time, begin.consistency));
                 if begin.consistency != Consistency::Unfinished {
                     (self.events)(Event::Cut { cycle: begin.cycle, time: begin.time });
                 }
@@ -415,7 +461,8 @@ impl Shipper {
             | FromGateway::Prepare(..)
             | FromGateway::Freeze(_)
             | FromGateway::Cut(..)
-            | FromGateway::Cancel(..)) => {
+            | FromGateway::Cancel(..)
+            | FromGateway::Order(_)) => {
                 self.order(order);
                 Ok(false)
             }
@@ -432,7 +479,7 @@ impl Shipper {
 }
 
 /// As much of a text as a message may hold.
-fn shortened(mut text: String) -> String {
+pub(crate) fn shortened(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
     text
 }

@@ -5,6 +5,7 @@ mod gateway;
 mod histories;
 mod looping;
 mod machine;
+mod obeying;
 mod orders;
 mod rounds;
 mod watches;

@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Replicate(Replicate),
     /// List a machine's recovery points.
     Points(Machine),
+    /// Take a recovery point now.
+    #[command(subcommand)]
+    Point(PointCommand),
     /// List the machines in the vault.
     Machines,
     /// Bring disks back as of a recovery point.
@@ -250,7 +253,50 @@ pub(crate) enum AgentCommand {
         /// Thaws its file systems: the socket of its agent.
         #[arg(long, value_name = "SOCKET")]
         guest_agent: Option<PathBuf>,
+        /// A hook that the guest's agent runs then.
+        #[arg(last = true)]
+        after: Vec<String>,
     },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum PointCommand {
+    /// Take a recovery point now: its gateway and agent are told by way of the vault.
+    #[command(
+        after_help = "Examples:\n  landfall point take --machine web-01\n  landfall point take --machine db-01 --consistency application\n\n\
+        A point that guarantees less than was asked for stays, and the exit code is 8."
+    )]
+    Take(PointTake),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PointTake {
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// What it is to guarantee at least.
+    #[arg(long, value_name = "WHAT", default_value = "crash")]
+    pub(crate) consistency: AtLeast,
+}
+
+/// What a point is to guarantee.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum AtLeast {
+    /// As after a power cut.
+    Crash,
+    /// File systems were frozen.
+    Filesystem,
+    /// Applications were quiet, by their hooks.
+    Application,
+}
+
+impl From<AtLeast> for landfall_model::Consistency {
+    fn from(what: AtLeast) -> Self {
+        match what {
+            AtLeast::Crash => Self::Crash,
+            AtLeast::Filesystem => Self::Filesystem,
+            AtLeast::Application => Self::Application,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -317,7 +363,27 @@ pub(crate) enum FailoverCommand {
         From then on no gateway writes the machine's points, until the failover is cancelled.\n\n\
         The target's file says at least:\n  [kvm]\n  network = \"bridge:br0\""
     )]
-    Unplanned(Failover),
+    Unplanned {
+        #[command(flatten)]
+        args: Failover,
+        /// The source is gone: it is not asked to stop, which takes 20 s where nobody answers.
+        #[arg(long)]
+        source_is_lost: bool,
+    },
+    /// The source is stopped and its last changes are sent; then the machine comes up in its place with nothing lost.
+    #[command(
+        after_help = "Examples:\n  landfall failover planned --machine web-01 --target kvm --target-file site-b.toml\n  \
+        landfall failover commit JOB\n  landfall failover cancel JOB --apply\n\n\
+        The source is stopped by its agent: a guest of QEMU is shut down, a host runs its stop_command. Then all its disks are compared with the\n\
+        last point, byte for byte, before anything is started: that reads them once there, and the point once here. `cancel` starts the source again."
+    )]
+    Planned {
+        #[command(flatten)]
+        args: Failover,
+        /// The disks are not compared: faster, and what was marked as written is all that is known to be there.
+        #[arg(long)]
+        no_proof: bool,
+    },
     /// Make a failover final.
     Commit(JobArg),
     /// Take a failover back: ends the machine, removes its disks, and lets the source go on. Without --apply it only says so.

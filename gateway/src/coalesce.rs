@@ -268,6 +268,7 @@ mod tests {
             pinned: false,
             cycle: None,
             group: None,
+            hooks: Vec::new(),
         }
     }
 

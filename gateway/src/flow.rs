@@ -163,6 +163,7 @@ mod tests {
         let begin = Begin {
             group: None,
             shape: None,
+            hooks: Vec::new(),
             cycle: landfall_model::CycleId::from_bytes([1; 16]),
             parent: None,
             time: now(),

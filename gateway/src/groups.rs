@@ -7,6 +7,7 @@
 //! A mark stands for one cut only: it is given to a `Begin` that names the cut, of a machine that was frozen when the moment was named, once.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -100,7 +101,18 @@ impl Group {
 /// The groups of a gateway, and the links of all machines.
 pub(crate) struct Groups {
     groups: Vec<Arc<Group>>,
-    links: Mutex<HashMap<MachineName, mpsc::Sender<FromGateway>>>,
+    links: Mutex<HashMap<MachineName, AgentLink>>,
+}
+
+/// The link of a machine's agent.
+#[derive(Clone)]
+pub(crate) struct AgentLink {
+    /// What is to be said on it beside cycles.
+    pub(crate) orders: mpsc::Sender<FromGateway>,
+    /// The version of the protocol that both speak.
+    pub(crate) version: u32,
+    /// Tells it from those before it.
+    pub(crate) number: u64,
 }
 
 /// A machine while it has a link; dropped, it is out of the cut under way.
@@ -116,14 +128,21 @@ impl Groups {
         Self { groups: configs.iter().map(group).collect(), links: Mutex::default() }
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<MachineName, mpsc::Sender<FromGateway>>> {
+    fn links(&self) -> MutexGuard<'_, HashMap<MachineName, AgentLink>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A machine has a link; also gives what is to be said on it.
-    pub(crate) fn join(self: &Arc<Self>, machine: &MachineName) -> (Member, mpsc::Receiver<FromGateway>) {
-        let (order, orders) = mpsc::channel(ORDERS_WAITING_MAX);
-        self.links().insert(machine.clone(), order);
+    /// The link of a machine, if it has one here.
+    pub(crate) fn link(&self, machine: &MachineName) -> Option<AgentLink> {
+        self.links().get(machine).cloned()
+    }
+
+    /// A machine has a link of this version; also gives what is to be said on it.
+    pub(crate) fn join(self: &Arc<Self>, machine: &MachineName, version: u32) -> (Member, mpsc::Receiver<FromGateway>) {
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        let (to_agent, orders) = mpsc::channel(ORDERS_WAITING_MAX);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        self.links().insert(machine.clone(), AgentLink { orders: to_agent, version, number });
         let group = self.groups.iter().find(|g| g.config.machines.contains(machine)).cloned();
         (Member { groups: self.clone(), machine: machine.clone(), group }, orders)
     }
@@ -221,8 +240,8 @@ impl Groups {
     /// Says something to every member. Who cannot be told is late, and the cut is cancelled for that.
     fn say(&self, group: &Group, message: &FromGateway) {
         let links = self.links();
-        for order in group.config.machines.iter().filter_map(|m| links.get(m)) {
-            let _ = order.try_send(message.clone());
+        for link in group.config.machines.iter().filter_map(|m| links.get(m)) {
+            let _ = link.orders.try_send(message.clone());
         }
     }
 }
@@ -381,7 +400,7 @@ mod tests {
         let groups =
             Arc::new(Groups::new(&[GroupConfig { name: "shop".parse().expect("a name"), machines, interval }]));
         let agent = |name| {
-            let (member, orders) = groups.join(&machine(name));
+            let (member, orders) = groups.join(&machine(name), 3);
             Agent { member, orders }
         };
         let (web, db) = (agent("web"), agent("db"));
@@ -390,7 +409,16 @@ mod tests {
 
     fn begin(group: Option<GroupId>, consistency: Consistency) -> Begin {
         let cycle = CycleId::from_bytes([1; 16]);
-        Begin { cycle, parent: None, time: now(), consistency, disks: Vec::new(), group, shape: None }
+        Begin {
+            cycle,
+            parent: None,
+            time: now(),
+            consistency,
+            disks: Vec::new(),
+            group,
+            shape: None,
+            hooks: Vec::new(),
+        }
     }
 
     async fn both_frozen(web: &mut Agent, db: &mut Agent) -> GroupId {

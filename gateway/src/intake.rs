@@ -101,8 +101,8 @@ pub(crate) async fn feed(
             FromAgent::Hello(_) | FromAgent::Begin(_) | FromAgent::Ask(_) => {
                 return Err(Error::corrupt("the agent began again within a cycle"));
             }
-            FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..) => {
-                return Err(Error::corrupt("the agent spoke of a group's cut within a cycle"));
+            FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..) | FromAgent::Answer(..) => {
+                return Err(Error::corrupt("the agent spoke of something else within a cycle"));
             }
         }
     }

@@ -30,6 +30,7 @@ mod listing;
 mod maps;
 mod metrics;
 mod newest;
+mod orders;
 mod owner;
 mod pipeline;
 mod point;

@@ -292,6 +292,7 @@ impl Owner {
             cycle: Some(begin.cycle),
             group,
             shape: begin.shape.clone(),
+            hooks: begin.hooks.clone(),
         };
         let (cycle, finished) = (begin.cycle, begin.consistency != Consistency::Unfinished);
         let mut check = CycleCheck::new(begin);

@@ -1,8 +1,8 @@
 //! From what was captured to a recovery point: its tail, its pages, its record; and what saves work after it is committed.
 
 use landfall_model::{
-    ChunkRef, Consistency, Counters, CycleId, DiskMeta, DomainName, GatewayId, GroupMark, MachineName, MachineShape,
-    PointMeta, Result, Timestamp,
+    ChunkRef, Consistency, Counters, CycleId, DiskMeta, DomainName, GatewayId, GroupMark, HookResult, MachineName,
+    MachineShape, PointMeta, Result, Timestamp,
 };
 use landfall_vault::{Body, Kind, MapView, Position, SignedPoint, checkpoint, crash_point, now, refers_only_to_stored};
 
@@ -23,6 +23,7 @@ pub(crate) struct Cut {
     pub(crate) cycle: Option<CycleId>,
     pub(crate) group: Option<GroupMark>,
     pub(crate) shape: Option<MachineShape>,
+    pub(crate) hooks: Vec<HookResult>,
 }
 
 /// A point that waits for its commit.
@@ -71,6 +72,7 @@ pub(crate) async fn make(
         pinned: false,
         cycle: cut.cycle,
         group: cut.group,
+        hooks: cut.hooks,
     };
     let body = Body { meta, segments, disks: pages };
     refers_only_to_stored(&body, |id| session.ledger.has_segment(id))?;

@@ -182,6 +182,7 @@ async fn cycle(
         cycle: None,
         group: None,
         shape: None,
+        hooks: Vec::new(),
     };
     let made = point::make(&session, &uploader, captured, position, cut, &newest.machine).await?;
     tenure.still_held().await?;

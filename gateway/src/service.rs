@@ -18,6 +18,7 @@ use crate::flow::Flows;
 use crate::groups::{GroupConfig, Groups};
 use crate::holds::{Holds, Room};
 use crate::listing::Listing;
+use crate::orders::Orders;
 use crate::owner::{Event, LARGE_CYCLES, Owner, Refused, Shared};
 use crate::pipeline::Workers;
 use crate::rate::Rate;
@@ -85,7 +86,7 @@ struct Slot {
 /// What a gateway does beside its links. Dropped, it ends at once, as in a crash; [`Gateway::stop`] ends it in order.
 pub struct Background {
     ending: watch::Sender<bool>,
-    tasks: [AbortOnDrop; 4],
+    tasks: [AbortOnDrop; 5],
 }
 
 /// A gateway that serves agents. What it began in the background ends with it.
@@ -99,6 +100,7 @@ pub struct Gateway {
     rules: watch::Sender<Arc<Rules>>,
     holds: Arc<Holds>,
     groups: Arc<Groups>,
+    orders: Arc<Orders>,
     _lock: Lock,
 }
 
@@ -136,9 +138,21 @@ impl Gateway {
             tasks: Tasks::default(),
         });
         let (holds, groups) = (Arc::new(Holds::default()), Arc::new(Groups::new(&options.groups)));
+        let orders = Arc::new(Orders::new(shared.vault.clone(), groups.clone()));
         let slots = Mutex::default();
-        let gateway =
-            Self { shared, registry, authority, slots, board, holds, groups, rules, _renewal: renewal, _lock: lock };
+        let gateway = Self {
+            shared,
+            registry,
+            authority,
+            slots,
+            board,
+            holds,
+            groups,
+            orders,
+            rules,
+            _renewal: renewal,
+            _lock: lock,
+        };
         // Before the first agent asks.
         gateway.look_at_room();
         Ok(gateway)
@@ -174,12 +188,14 @@ impl Gateway {
     /// what an earlier run spooled. [`Self::run`] does so itself; whoever brings links in another way (each a [`Service::ship`]) begins here.
     pub fn start(self: &Arc<Self>) -> Background {
         let (ending, ended) = watch::channel(false);
-        let uploads = upload(self.shared.clone(), self.board.clone(), ended.clone());
-        let looks = self.clone().look(ended.clone());
-        let shares = share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended.clone());
-        let cuts = self.groups.clone().run(self.holds.clone(), self.board.clone(), ended);
+        let uploads = tokio::spawn(upload(self.shared.clone(), self.board.clone(), ended.clone()));
+        let looks = tokio::spawn(self.clone().look(ended.clone()));
+        let shares =
+            tokio::spawn(share_again_and_again(self.shared.vault.clone(), self.registry.clone(), ended.clone()));
+        let orders = tokio::spawn(self.orders.clone().run(ended.clone()));
+        let cuts = tokio::spawn(self.groups.clone().run(self.holds.clone(), self.board.clone(), ended));
         self.take_up_spooled();
-        let tasks = [tokio::spawn(uploads), tokio::spawn(looks), tokio::spawn(shares), tokio::spawn(cuts)];
+        let tasks = [uploads, looks, shares, orders, cuts];
         Background { ending, tasks: tasks.map(AbortOnDrop) }
     }
 
@@ -265,12 +281,12 @@ impl Gateway {
         from: &mut Incoming<FromAgent>,
         to: &mpsc::Sender<FromGateway>,
         machine: &MachineName,
-        held: Option<String>,
+        welcome: Welcome,
     ) -> Result<()> {
         let told = AbortOnDrop(tokio::spawn(tell(owner.events(), to.clone())));
-        let (member, orders) = self.groups.join(machine);
+        let (member, orders) = self.groups.join(machine, welcome.version);
         let (holds, to_agent, name) = (self.holds.clone(), to.clone(), machine.clone());
-        let _orders = AbortOnDrop(tokio::spawn(async move { holds.tell(&name, held, orders, to_agent).await }));
+        let _orders = AbortOnDrop(tokio::spawn(async move { holds.tell(&name, welcome.held, orders, to_agent).await }));
         let mut skipping = false;
         let mut resync = Resync::new(self.rules.subscribe(), &self.registry, machine);
         loop {
@@ -328,6 +344,7 @@ impl Gateway {
                 Some(message @ (FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..))) => {
                     member.said(message);
                 }
+                Some(FromAgent::Answer(id, outcome)) => self.orders.answered(machine, id, outcome),
                 // What was on its way when a cycle was refused.
                 Some(_) if skipping => {}
                 Some(_) => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),
@@ -452,9 +469,9 @@ impl Service for Gateway {
         let opened = owner.insert(opened);
         self.board.change(&machine, |m| m.linked(hello.interval_ms));
         let held = self.holds.reason(&machine);
-        let welcome = Welcome { version, newest: opened.newest_cycle(), held: held.clone() };
-        say(&to, FromGateway::Welcome(welcome)).await?;
-        let outcome = self.link(opened, &mut from, &to, &machine, held).await;
+        let welcome = Welcome { version, newest: opened.newest_cycle(), held };
+        say(&to, FromGateway::Welcome(welcome.clone())).await?;
+        let outcome = self.link(opened, &mut from, &to, &machine, welcome).await;
         self.board.change(&machine, MachineStatus::unlinked);
         drop(owner);
         self.shared.tasks.spawn(release(slot));

@@ -129,6 +129,10 @@ byte_id!(
     JobId, 16, "job id", "32 hex digits"
 );
 byte_id!(
+    /// What a machine's agent is told to do: the moment, and random bytes.
+    OrderId, 16, "order id", "32 hex digits"
+);
+byte_id!(
     /// BLAKE3 of a whole segment object.
     SegmentId, 32, "segment id", "64 hex digits"
 );

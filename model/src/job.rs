@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JobId, MachineName, Seq, Timeline, Timestamp};
+use crate::{CycleId, DiskDigest, JobId, MachineName, Seq, Timeline, Timestamp};
 
 /// What is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -12,6 +12,28 @@ pub enum JobKind {
     Test,
     /// The source is lost: a machine in its place.
     Unplanned,
+    /// The source is stopped and its last cycle sent, then a machine takes its place: nothing is lost.
+    Planned,
+}
+
+impl JobKind {
+    /// Whether a machine takes the source's place.
+    pub const fn is_real(self) -> bool {
+        matches!(self, Self::Unplanned | Self::Planned)
+    }
+}
+
+/// What is wanted of the source, and what it said.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct JobSource {
+    /// It is not asked to stop: it is gone.
+    pub lost: bool,
+    /// Digests of its disks are compared with those of the point before anything is started.
+    pub proof: bool,
+    /// Its last cycle, once it was stopped.
+    pub cycle: Option<CycleId>,
+    /// Its disks then.
+    pub disks: Vec<DiskDigest>,
 }
 
 /// How far it is.
@@ -106,6 +128,9 @@ pub struct JobMeta {
     pub updated: Timestamp,
     /// A test is over then.
     pub lease_until: Option<Timestamp>,
+    /// The source, of a failover that is no test.
+    #[serde(default)]
+    pub source: JobSource,
 }
 
 impl JobMeta {
@@ -132,6 +157,7 @@ impl JobMeta {
             created,
             updated: created,
             lease_until: None,
+            source: JobSource::default(),
         }
     }
 

@@ -10,6 +10,7 @@ mod job;
 mod map;
 mod name;
 pub mod num;
+mod order;
 mod point;
 mod progress;
 mod time;
@@ -18,15 +19,16 @@ pub use block_set::BlockSet;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentSet};
 pub use id::{
-    ChunkId, CycleId, Digest, DomainId, EpochId, GatewayId, Generation, GroupId, IdError, JobId, MachineId,
+    ChunkId, CycleId, Digest, DomainId, EpochId, GatewayId, Generation, GroupId, IdError, JobId, MachineId, OrderId,
     RecipientId, SegmentId, Seq, SiteKeyId, Timeline, VaultId,
 };
-pub use job::{JobKind, JobMeta, JobPoint, JobState, JobStep};
+pub use job::{JobKind, JobMeta, JobPoint, JobSource, JobState, JobStep};
 pub use map::{ChunkRef, Codec, Entry, EntryKind, Location, MapError, RegionMap, Source};
 pub use name::{DiskName, DomainName, GroupName, MachineName, NameError};
+pub use order::{DiskDigest, OrderKind, OrderMeta, OrderState, Outcome};
 pub use point::{
-    Consistency, Counters, DiskMeta, GenerationMeta, GroupMark, HeartbeatMeta, MachineShape, Nic, PointMeta,
-    RevocationMeta,
+    Consistency, Counters, DiskMeta, GenerationMeta, GroupMark, HeartbeatMeta, HookResult, MachineShape, Nic,
+    PointMeta, RevocationMeta,
 };
 pub use progress::Progress;
 pub use time::{TimeError, Timestamp};

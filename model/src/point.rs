@@ -21,6 +21,17 @@ pub enum Consistency {
     Application,
 }
 
+impl std::fmt::Display for Consistency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unfinished => "unfinished",
+            Self::Crash => "crash",
+            Self::Filesystem => "filesystem",
+            Self::Application => "application",
+        })
+    }
+}
+
 /// A network interface.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Nic {
@@ -95,6 +106,17 @@ pub struct GroupMark {
     pub members: Vec<MachineName>,
 }
 
+/// What came of a program that was run around a cut, so that applications are quiet.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HookResult {
+    /// `freeze` or `thaw`.
+    pub phase: String,
+    /// Its exit code; none where it could not be run, did not end in time, or a signal ended it.
+    pub code: Option<i64>,
+    /// How long it took, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
 /// Metadata of a point or checkpoint.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PointMeta {
@@ -124,6 +146,9 @@ pub struct PointMeta {
     /// Other machines have points of the same moment; none where the cut was the machine's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupMark>,
+    /// What was run around the cut in a guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookResult>,
 }
 
 /// Body of a generation record: who may write.
@@ -180,6 +205,7 @@ mod tests {
             pinned: false,
             cycle: None,
             group,
+            hooks: Vec::new(),
         }
     }
 

@@ -17,6 +17,20 @@ const DELIMITER: u8 = 0xff;
 /// What was sent while no agent was there may be lost: it is said again after so long.
 const REPEAT: Duration = Duration::from_secs(1);
 
+/// How often it is asked whether a program has ended.
+const POLL: Duration = Duration::from_millis(50);
+/// As much of what a program said is kept.
+const SAID_BYTES_MAX: usize = 1024;
+
+/// How a program of a guest ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Exited {
+    /// Its code; none where a signal ended it.
+    pub code: Option<i64>,
+    /// The end of what it said on stderr, else on stdout: for people.
+    pub said: String,
+}
+
 /// A connection to a guest's agent (`org.qemu.guest_agent.0`).
 ///
 /// All that it says is said by the guest. While file systems are frozen it answers little more than [`Self::thaw`], [`Self::is_frozen`] and [`Self::ping`].
@@ -104,6 +118,33 @@ impl GuestAgent {
     /// As for [`Self::execute`].
     pub fn ping(&mut self, limit: Duration) -> Result<()> {
         self.execute("guest-ping", Value::Null, limit).map(|_| ())
+    }
+
+    /// Runs a program of the guest to its end, with these variables (`NAME=VALUE`) in its environment.
+    ///
+    /// # Errors
+    /// As for [`Self::execute`]: `Refused` where there is no such program, or the agent may run none; `Silent` where it does not end in time. It runs on then.
+    pub fn run(&mut self, program: &str, arguments: &[&str], environment: &[&str], limit: Duration) -> Result<Exited> {
+        const WHAT: &str = "guest-exec-status";
+        let deadline = Deadline::after(limit);
+        let begin = json!({ "path": program, "arg": arguments, "env": environment, "capture-output": true });
+        let begun = self.execute("guest-exec", begin, limit)?;
+        let pid = begun["pid"].as_i64().ok_or_else(|| self.lines.malformed("a program without a number"))?;
+        while let Some(left) = deadline.left() {
+            let status = self.execute(WHAT, json!({ "pid": pid }), left)?;
+            if status["exited"] == true {
+                let said = |name: &str| {
+                    let text = data_encoding::BASE64.decode(status[name].as_str()?.as_bytes()).ok()?;
+                    let tail = &text[text.len().saturating_sub(SAID_BYTES_MAX)..];
+                    let text = String::from_utf8_lossy(tail).trim().to_owned();
+                    (!text.is_empty()).then_some(text)
+                };
+                let said = said("err-data").or_else(|| said("out-data")).unwrap_or_default();
+                return Ok(Exited { code: status["exitcode"].as_i64(), said });
+            }
+            std::thread::sleep(POLL);
+        }
+        Err(self.lines.silent(WHAT, deadline))
     }
 
     /// Freezes the guest's file systems, after the hooks that the guest has for it; returns how many.

@@ -22,6 +22,6 @@ mod lines;
 mod monitor;
 
 pub use error::{QmpError, Result};
-pub use guest::GuestAgent;
+pub use guest::{Exited, GuestAgent};
 pub use lines::LINE_BYTES_MAX;
 pub use monitor::{EVENTS_MAX, Event, Qmp, Version};

@@ -1,14 +1,16 @@
 //! Failover: a machine in the place of another, as a job that stands in the vault.
 //!
 //! ```text
-//!   begin --> supervise: fence -> point -> disks -> machine -> up --unplanned--> hydrate --> (commit | cancel)
-//!                                                               '--test-------> until the lease ends, or cleanup
+//!   begin --> supervise: planned:   stop -> point -> proof -> fence -.
+//!                        unplanned: (stop) -> fence -> point --------+-> disks -> machine -> up -> hydrate --> (commit | cancel)
+//!                        test:      point ---------------------------'                       '-> until the lease ends, or cleanup
 //! ```
 //! Whoever supervises may be killed at any moment: each step finds out for itself what is done already, and is written down when it is done. See
 //! `docs/adr/0019-serve-and-failover.md`.
 
 mod place;
 mod recorder;
+mod source;
 mod supervisor;
 
 use std::path::{Path, PathBuf};
@@ -41,6 +43,10 @@ pub struct Request {
     pub root: PathBuf,
     /// A test ends after so long.
     pub lease: Duration,
+    /// The source is not asked to stop.
+    pub source_is_lost: bool,
+    /// Of a planned one: digests of the source's disks are compared with the point's.
+    pub proof: bool,
 }
 
 /// What this host calls itself.
@@ -73,12 +79,12 @@ pub async fn jobs(vault: &Vault) -> Result<Vec<JobMeta>> {
 /// # Errors
 /// `Usage` where the settings are wrong, `NotFound` where there is no such machine or point, `Conflict` where the machine is failed over already.
 pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
-    let Request { kind, machine, asked, settings: (text, file), root, lease } = request;
+    let Request { kind, machine, asked, settings: (text, file), root, lease, source_is_lost, proof } = request;
     let settings = Settings::parse(&text, &file)?;
-    if kind == JobKind::Unplanned {
+    if kind.is_real() {
         settings.with_network()?;
         let others = jobs(vault).await?;
-        let other = others.iter().find(|j| j.kind == JobKind::Unplanned && j.machine == machine && !j.state.is_over());
+        let other = others.iter().find(|j| j.kind.is_real() && j.machine == machine && !j.state.is_over());
         if let Some(other) = other {
             return Err(in_the_way(other));
         }
@@ -91,6 +97,7 @@ pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
     place.keep_settings(&text)?;
     let folder = place.folder().display().to_string();
     let mut meta = JobMeta::begun(job, kind, machine, &asked, (&host(), &folder), now());
+    (meta.source.lost, meta.source.proof) = (source_is_lost, proof);
     if kind == JobKind::Test {
         let lease_ms = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
         meta.lease_until = Some(Timestamp::from_millis(meta.created.millis().saturating_add(lease_ms)));
@@ -178,11 +185,12 @@ async fn clean(vault: &Vault, job: Job) -> Result<JobMeta> {
     Ok(recorder.meta().clone())
 }
 
-fn must_be(meta: &JobMeta, kind: JobKind, what: &str) -> Result<()> {
-    if meta.kind != kind {
-        let is = match meta.kind {
-            JobKind::Test => "a test: end it with `landfall failover cleanup`",
-            JobKind::Unplanned => "a failover: end it with `landfall failover commit` or `landfall failover cancel`",
+fn must_be(meta: &JobMeta, real: bool, what: &str) -> Result<()> {
+    if meta.kind.is_real() != real {
+        let is = if real {
+            "a test: end it with `landfall failover cleanup`"
+        } else {
+            "a failover: end it with `landfall failover commit` or `landfall failover cancel`"
         };
         return Err(Error::new(ErrorKind::Usage, format!("job {} cannot be {what}: it is {is}", meta.job)));
     }
@@ -207,7 +215,7 @@ fn must_be_here(meta: &JobMeta) -> Result<()> {
 /// `Usage` where it is no test, `Conflict` where it runs on another host, `NotFound`, `Unavailable`.
 pub async fn cleanup(vault: &Vault, id: JobId) -> Result<JobMeta> {
     let job = vault.job(id).await?;
-    must_be(&job.meta, JobKind::Test, "cleaned up")?;
+    must_be(&job.meta, false, "cleaned up")?;
     must_be_here(&job.meta)?;
     clean(vault, job).await
 }
@@ -218,7 +226,7 @@ pub async fn cleanup(vault: &Vault, id: JobId) -> Result<JobMeta> {
 /// `Usage` where it is a test, `Conflict` where the machine is not up, or its disks are not all on this host yet.
 pub async fn commit(vault: &Vault, id: JobId) -> Result<JobMeta> {
     let job = vault.job(id).await?;
-    must_be(&job.meta, JobKind::Unplanned, "committed")?;
+    must_be(&job.meta, true, "committed")?;
     let mut recorder = Recorder::new(vault.clone(), job);
     match recorder.meta().state {
         JobState::Committed => return Ok(recorder.meta().clone()),
@@ -241,9 +249,9 @@ pub async fn commit(vault: &Vault, id: JobId) -> Result<JobMeta> {
 ///
 /// # Errors
 /// `Usage` where it is a test, `Conflict` where it was committed, or runs on another host, unless that is lost.
-pub async fn cancel(vault: &Vault, id: JobId, host_is_lost: bool) -> Result<JobMeta> {
+pub async fn cancel(vault: &Vault, id: JobId, host_is_lost: bool, told: impl FnMut(&str)) -> Result<JobMeta> {
     let job = vault.job(id).await?;
-    must_be(&job.meta, JobKind::Unplanned, "cancelled")?;
+    must_be(&job.meta, true, "cancelled")?;
     if job.meta.state == JobState::Committed {
         return Err(Error::new(
             ErrorKind::Conflict,
@@ -263,6 +271,8 @@ pub async fn cancel(vault: &Vault, id: JobId, host_is_lost: bool) -> Result<JobM
         log.unfence(&machine, id, now).await?;
     }
     if recorder.meta().state != JobState::Cancelled {
+        // It is written down only then: whoever runs the command again orders it again.
+        source::start(vault, &mut recorder, told).await?;
         recorder.change(|meta| meta.state = JobState::Cancelled).await?;
     }
     Ok(recorder.meta().clone())

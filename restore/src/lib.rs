@@ -15,8 +15,10 @@ pub mod failover;
 mod fetch;
 mod kvm;
 mod openers;
+pub mod orders;
 mod overlay;
 mod plan;
+mod proof;
 mod rehydrate;
 mod write;
 

@@ -129,7 +129,12 @@ impl Programs {
         }
         let init = tools::repository().join("tests/tools/guest-init.sh");
         fs::copy(init, inside("sbin/init")).expect("the first process is copied");
-        fs::set_permissions(inside("sbin/init"), fs::Permissions::from_mode(0o755)).expect("own file");
+        // What the guest's agent runs when it is told to shut down.
+        let shutdown = "#!/bin/busybox sh\nsync\nmount -o remount,ro /\npoweroff -f\n";
+        fs::write(inside("sbin/shutdown"), shutdown).expect("own file");
+        for program in ["sbin/init", "sbin/shutdown"] {
+            fs::set_permissions(inside(program), fs::Permissions::from_mode(0o755)).expect("own file");
+        }
         fs::write(inside("etc/start"), start).expect("own file");
         let file = File::create(disk).expect("room for a disk");
         file.set_len(size).expect("room for a disk");

@@ -1,31 +1,35 @@
 //! Jobs: failovers as they stand in the vault, so that whoever has the keys sees them and goes on with them (FORMAT.md section 8).
-//!
-//! # Consistency
-//! A job is a row of records, each its whole state and each linked to the one before. The next one is put if absent: of two that work on one job, one
-//! goes on, and the other learns that it must not.
 
-use landfall_model::{Digest, Error, ErrorKind, Generation, JobId, JobMeta, MachineId, Result, Seq};
+use landfall_model::{JobId, JobMeta, Result};
 
-use crate::layout::{self, Name};
-use crate::record::{Kind, Position};
-use crate::store::PutExact;
+use crate::layout;
+use crate::record::Kind;
+use crate::row::{Row, State};
 use crate::vault::Vault;
 
 /// A job as it was read or written last.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Job {
-    /// Its state.
-    pub meta: JobMeta,
-    seq: Seq,
-    digest: Digest,
+pub type Job = Row<JobMeta>;
+
+impl State for JobMeta {
+    const KIND: Kind = Kind::Job;
+    const WHAT: &str = "job";
+    const SEE: &str = "`landfall jobs`";
+    type Id = JobId;
+
+    fn id(&self) -> JobId {
+        self.job
+    }
+
+    fn id_bytes(id: JobId) -> [u8; 16] {
+        *id.as_bytes()
+    }
+
+    fn folder(id: JobId) -> String {
+        layout::job(id)
+    }
 }
 
 impl Vault {
-    fn job_position(&self, job: JobId, seq: Seq, previous: Digest) -> Position {
-        let of = MachineId::from_bytes(*job.as_bytes());
-        Position { previous, ..self.aside(Kind::Job, of, seq, Generation(0)) }
-    }
-
     /// All jobs.
     ///
     /// # Errors
@@ -40,25 +44,7 @@ impl Vault {
     /// # Errors
     /// `NotFound`; `Corrupt` where its newest record is damaged, false or another object; `Unavailable`.
     pub async fn job(&self, id: JobId) -> Result<Job> {
-        let listed = self.store().list(&layout::job(id)).await?;
-        let newest = listed.iter().rev().find_map(|o| match layout::parse(&o.name)? {
-            Name::Job(_, seq) => Some((o.name.clone(), seq)),
-            _ => None,
-        });
-        let (name, seq) = newest
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no job {id}: see `landfall jobs`")))?;
-        let read = self.read_job(&name, id, seq).await?;
-        read.ok_or_else(|| Error::corrupt(format!("{name}: it is missing")))
-    }
-
-    async fn read_job(&self, name: &str, id: JobId, seq: Seq) -> Result<Option<Job>> {
-        let place = |previous| self.job_position(id, seq, previous);
-        let read = self.read_linked::<JobMeta>(name, place).await?;
-        let Some((meta, digest)) = read else { return Ok(None) };
-        if meta.job != id {
-            return Err(Error::corrupt(format!("{name}: it says something else than its name")));
-        }
-        Ok(Some(Job { meta, seq, digest }))
+        self.row(id).await
     }
 
     /// Writes the next state of a job; `before`: as it was read or written last, none for a new one.
@@ -66,17 +52,7 @@ impl Vault {
     /// # Errors
     /// `Conflict` where somebody else has written to it; `Unavailable`.
     pub async fn put_job(&self, meta: JobMeta, before: Option<&Job>) -> Result<Job> {
-        let (seq, previous) = before.map_or((Seq::FIRST, Digest::NONE), |job| (Seq(job.seq.0 + 1), job.digest));
-        let name = layout::job_record(meta.job, seq);
-        let signed = self.sign_linked(self.job_position(meta.job, seq, previous), &meta)?;
-        match self.store().put_exact(&name, signed.bytes.into()).await? {
-            PutExact::Created | PutExact::Same => Ok(Job { meta, seq, digest: signed.digest }),
-            PutExact::Different => {
-                let why =
-                    format!("job {} is being worked on elsewhere: see `landfall jobs show {}`", meta.job, meta.job);
-                Err(Error::new(ErrorKind::Conflict, why))
-            }
-        }
+        self.put_row(meta, before).await
     }
 }
 
@@ -85,7 +61,7 @@ mod tests {
     use std::sync::Arc;
 
     use landfall_keys::{RecoveryKey, SiteKey};
-    use landfall_model::{JobKind, JobState, Timestamp, VaultId};
+    use landfall_model::{ErrorKind, JobKind, JobState, Seq, Timestamp, VaultId};
     use object_store::memory::InMemory;
     use object_store::path::Path;
 

@@ -1,7 +1,8 @@
 //! Every object name of a vault is built and parsed here (FORMAT.md section 1), relative to the vault's prefix.
 
 use landfall_model::{
-    DomainId, EpochId, GatewayId, Generation, JobId, MachineId, RecipientId, SegmentId, Seq, SiteKeyId, Timeline,
+    DomainId, EpochId, GatewayId, Generation, JobId, MachineId, OrderId, RecipientId, SegmentId, Seq, SiteKeyId,
+    Timeline,
 };
 
 /// The vault's own description.
@@ -20,6 +21,8 @@ pub const GATEWAYS: &str = "gateways";
 pub const REVOKED: &str = "revoked";
 /// Folder of the jobs.
 pub const JOBS: &str = "control/jobs";
+/// Folder of the orders.
+pub const ORDERS: &str = "control/orders";
 /// Folder of what the probe of the store leaves for a moment.
 pub const PROBE: &str = "probe";
 
@@ -69,6 +72,21 @@ pub fn job_record(id: JobId, seq: Seq) -> String {
     format!("{}/{}", job(id), seq.key())
 }
 
+/// Folder of the orders of a day: days since 1970.
+pub fn orders(day: u64) -> String {
+    format!("{ORDERS}/{day}")
+}
+
+/// Folder of an order's records.
+pub fn order(order: OrderId) -> String {
+    format!("{}/{order}", orders(order.day()))
+}
+
+/// A record of an order.
+pub fn order_record(id: OrderId, seq: Seq) -> String {
+    format!("{}/{}", order(id), seq.key())
+}
+
 /// Folder of a machine's timelines.
 pub fn timelines(machine: MachineId) -> String {
     format!("{MACHINES}/{machine}/timelines")
@@ -113,6 +131,8 @@ pub enum Name {
     Revocation(MachineId, Seq),
     /// A record of a job.
     Job(JobId, Seq),
+    /// A record of an order.
+    Order(OrderId, Seq),
     /// A recovery point.
     Point(MachineId, Timeline, Seq),
     /// A checkpoint.
@@ -139,6 +159,13 @@ pub fn parse(name: &str) -> Option<Name> {
         [GATEWAYS, gateway] => Name::Heartbeat(gateway.parse().ok()?),
         [REVOKED, machine, until] => Name::Revocation(machine.parse().ok()?, Seq::from_key(until).ok()?),
         ["control", "jobs", job, seq] => Name::Job(job.parse().ok()?, Seq::from_key(seq).ok()?),
+        ["control", "orders", day, order, seq] => {
+            let order: OrderId = order.parse().ok()?;
+            if day != order.day().to_string() {
+                return None;
+            }
+            Name::Order(order, Seq::from_key(seq).ok()?)
+        }
         [MACHINES, machine, "timelines", timeline, folder, seq] => {
             let (machine, timeline) = (machine.parse().ok()?, Timeline::from_key(timeline).ok()?);
             let seq = Seq::from_key(seq).ok()?;
@@ -174,6 +201,7 @@ mod tests {
             (heartbeat(gateway), Name::Heartbeat(gateway)),
             (revocation(machine, s), Name::Revocation(machine, s)),
             (job_record(JobId::from_bytes([8; 16]), s), Name::Job(JobId::from_bytes([8; 16]), s)),
+            (order_record(OrderId::from_bytes([0; 16]), s), Name::Order(OrderId::from_bytes([0; 16]), s)),
             (point(machine, t, s), Name::Point(machine, t, s)),
             (checkpoint(machine, t, s), Name::Checkpoint(machine, t, s)),
         ];
@@ -182,6 +210,7 @@ mod tests {
             assert_eq!(parse(&format!("{text}x")), None);
             assert_eq!(parse(&format!("x/{text}")), None);
         }
+        assert_eq!(parse(&order_record(OrderId::from_bytes([0; 16]), s).replace("/0/", "/1/")), None);
         assert_eq!(parse("segments/aa/abababababababababababababababababababababababababababababababab"), None);
     }
 }

@@ -39,11 +39,13 @@ pub enum Kind {
     Revocation,
     /// A failover, and how far it is.
     Job,
+    /// What an agent is told to do, and what came of it.
+    Order,
 }
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::Point, Self::Checkpoint, Self::Generation, Self::Heartbeat, Self::Revocation, Self::Job];
+    const ALL: [Self; 7] =
+        [Self::Point, Self::Checkpoint, Self::Generation, Self::Heartbeat, Self::Revocation, Self::Job, Self::Order];
 
     fn byte(self) -> u8 {
         match self {
@@ -53,6 +55,7 @@ impl Kind {
             Self::Heartbeat => 4,
             Self::Revocation => 5,
             Self::Job => 6,
+            Self::Order => 9,
         }
     }
 }
@@ -64,17 +67,17 @@ pub struct Position {
     pub kind: Kind,
     /// Whose vault.
     pub vault: VaultId,
-    /// Whose machine; of a heartbeat, the gateway's id; of a job, its own.
+    /// Whose machine; of a heartbeat, the gateway's id; of a job or an order, its own.
     pub machine: MachineId,
     /// On which timeline (0 but for points and checkpoints).
     pub timeline: Timeline,
     /// The timeline of the point before.
     pub parent_timeline: Timeline,
-    /// Where on it (0 for generations and heartbeats; of a revocation, its time in milliseconds since 1970; of a job, how often it was written).
+    /// Where on it (0 for generations and heartbeats; of a revocation, its time in milliseconds since 1970; of a job or an order, how often it was written).
     pub seq: Seq,
-    /// Under which generation (0 for heartbeats, revocations and jobs).
+    /// Under which generation (0 for heartbeats, revocations, jobs and orders).
     pub generation: Generation,
-    /// The record digest of the point before; of the point itself for a checkpoint; of the record before for a job.
+    /// The record digest of the point before; of the point itself for a checkpoint; of the record before for a job or an order.
     pub previous: Digest,
 }
 

@@ -183,6 +183,7 @@ fn meta() -> PointMeta {
         pinned: false,
         cycle: None,
         group: None,
+        hooks: Vec::new(),
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use landfall_model::{Consistency, DiskName, MachineShape, Nic, Result, Timestamp};
+use landfall_model::{Consistency, DiskName, HookResult, MachineShape, Nic, Result, Timestamp};
 
 use crate::message::{cycle_id, group_bytes, group_id, id_bytes, optional_cycle_id, text, wrong};
 use crate::{Begin, DISK_BYTES_MAX, DISKS_MAX, DiskShape, NICS_MAX, raw};
 
 /// Addresses of one interface.
 const ADDRESSES_MAX: usize = 64;
+/// Programs that were run around a cut.
+const HOOKS_MAX: usize = 16;
 
 fn shape_from(raw: raw::Shape) -> Result<MachineShape> {
     if raw.nics.len() > NICS_MAX {
@@ -81,13 +83,7 @@ pub(crate) fn begin_from(raw: raw::Begin) -> Result<Begin> {
     if raw.parent.is_empty() && disks.iter().any(|d| !d.excluded && !d.whole) {
         return Err(wrong("a cycle without a parent that does not send its disks whole"));
     }
-    let consistency = match raw.consistency {
-        0 => Consistency::Crash,
-        1 => Consistency::Filesystem,
-        2 => Consistency::Application,
-        3 => Consistency::Unfinished,
-        other => return Err(wrong(format_args!("consistency {other}"))),
-    };
+    let consistency = consistency_from(raw.consistency)?;
     Ok(Begin {
         cycle: cycle_id(&raw.cycle)?,
         parent: optional_cycle_id(&raw.parent)?,
@@ -95,8 +91,42 @@ pub(crate) fn begin_from(raw: raw::Begin) -> Result<Begin> {
         consistency,
         disks,
         shape: raw.shape.map(shape_from).transpose()?,
+        hooks: hooks_from(raw.hooks)?,
         group: if raw.group.is_empty() { None } else { Some(group_id(&raw.group)?) },
     })
+}
+
+fn hooks_from(raw: Vec<raw::Hook>) -> Result<Vec<HookResult>> {
+    if raw.len() > HOOKS_MAX {
+        return Err(wrong(format_args!("{} hooks", raw.len())));
+    }
+    let hook = |raw: raw::Hook| {
+        Ok(HookResult { phase: text("a phase", raw.phase)?, code: raw.code, elapsed_ms: raw.elapsed_ms })
+    };
+    raw.into_iter().map(hook).collect()
+}
+
+fn raw_hook(hook: HookResult) -> raw::Hook {
+    raw::Hook { phase: hook.phase, code: hook.code, elapsed_ms: hook.elapsed_ms }
+}
+
+pub(crate) fn consistency_from(raw: u32) -> Result<Consistency> {
+    Ok(match raw {
+        0 => Consistency::Crash,
+        1 => Consistency::Filesystem,
+        2 => Consistency::Application,
+        3 => Consistency::Unfinished,
+        other => return Err(wrong(format_args!("consistency {other}"))),
+    })
+}
+
+pub(crate) fn raw_consistency(consistency: Consistency) -> u32 {
+    match consistency {
+        Consistency::Crash => 0,
+        Consistency::Filesystem => 1,
+        Consistency::Application => 2,
+        Consistency::Unfinished => 3,
+    }
 }
 
 pub(crate) fn raw_begin(begin: Begin) -> raw::Begin {
@@ -114,14 +144,10 @@ pub(crate) fn raw_begin(begin: Begin) -> raw::Begin {
         cycle: id_bytes(Some(begin.cycle)),
         parent: id_bytes(begin.parent),
         time_ms: begin.time.millis(),
-        consistency: match begin.consistency {
-            Consistency::Crash => 0,
-            Consistency::Filesystem => 1,
-            Consistency::Application => 2,
-            Consistency::Unfinished => 3,
-        },
+        consistency: raw_consistency(begin.consistency),
         disks: begin.disks.into_iter().map(disk).collect(),
         group: begin.group.map(group_bytes).unwrap_or_default(),
         shape: begin.shape.map(raw_shape),
+        hooks: begin.hooks.into_iter().map(raw_hook).collect(),
     }
 }

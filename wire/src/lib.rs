@@ -31,6 +31,7 @@ mod codec;
 mod cycle;
 mod link;
 mod message;
+mod order;
 mod raw;
 mod status;
 mod tls;
@@ -45,12 +46,14 @@ mod tests;
 pub use cycle::{CycleCheck, CycleDigest};
 pub use link::Incoming;
 pub use message::{Begin, Data, DiskShape, End, FromAgent, FromGateway, Hello, Welcome, choose_version};
+pub use order::Order;
 pub use status::kind_of_code;
 pub use tls::Peer;
 
-/// Versions of the protocol that this build speaks: the newest, and the one before where there is one. Version 2 knows cycles that are
-/// [`landfall_model::Consistency::Unfinished`].
-pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
+/// Versions of the protocol that this build speaks. Version 2 knows cycles that are [`landfall_model::Consistency::Unfinished`], version 3 orders.
+pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=3;
+/// Agents of an older version cannot be given an order.
+pub const ORDERS_SINCE: u32 = 3;
 /// Longest message, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most bytes of a disk in one message.

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use landfall_model::{
-    Consistency, CycleId, Digest, DiskName, Error, Extent, GroupId, GroupName, MachineName, MachineShape, Result, Seq,
-    Timeline, Timestamp,
+    Consistency, CycleId, Digest, DiskName, Error, Extent, GroupId, GroupName, HookResult, MachineName, MachineShape,
+    OrderId, Outcome, Result, Seq, Timeline, Timestamp,
 };
 use prost::Message;
 
 use crate::begin;
+use crate::order::{Order, answer_from, order_from, raw_answer, raw_order};
 use crate::raw::{self, AgentKind, AgentMessage, GatewayKind, GatewayMessage};
 use crate::{DATA_BYTES_MAX, DISKS_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, VERSIONS};
 
@@ -63,6 +64,8 @@ pub struct Begin {
     pub group: Option<GroupId>,
     /// What is needed to make the machine again, where the agent can tell. Since version 2.
     pub shape: Option<MachineShape>,
+    /// What was run around the cut in a guest. Since version 3.
+    pub hooks: Vec<HookResult>,
 }
 
 /// Bytes of a disk as they were at the cut.
@@ -111,6 +114,8 @@ pub enum FromAgent {
     Frozen(GroupId),
     /// This machine takes no part in the cut, and nothing is held still for it: why.
     Unready(GroupId, String),
+    /// What came of an order. Since version 3.
+    Answer(OrderId, Outcome),
 }
 
 /// The answer to [`Hello`].
@@ -153,6 +158,8 @@ pub enum FromGateway {
     Cut(GroupId, Timestamp),
     /// The cut does not take place: let everything go. Why.
     Cancel(GroupId, String),
+    /// To be done now; answered by [`FromAgent::Answer`]. Since version 3.
+    Order(Order),
 }
 
 pub(crate) fn wrong(why: impl std::fmt::Display) -> Error {
@@ -233,6 +240,7 @@ impl FromAgent {
             Self::Ready(id) => AgentKind::Ready(group_bytes(id)),
             Self::Frozen(id) => AgentKind::Frozen(group_bytes(id)),
             Self::Unready(id, why) => AgentKind::Unready(raw_reason(id, why)),
+            Self::Answer(id, outcome) => AgentKind::Answer(raw_answer(id, outcome)),
         };
         AgentMessage { kind: Some(kind) }
     }
@@ -281,6 +289,10 @@ impl FromAgent {
                 let (id, why) = group_reason(raw)?;
                 Self::Unready(id, why)
             }
+            AgentKind::Answer(raw) => {
+                let (id, outcome) = answer_from(raw)?;
+                Self::Answer(id, outcome)
+            }
         })
     }
 }
@@ -315,6 +327,7 @@ impl FromGateway {
             Self::Freeze(id) => GatewayKind::Freeze(group_bytes(id)),
             Self::Cut(id, time) => GatewayKind::Cut(raw::GroupCut { id: group_bytes(id), time_ms: time.millis() }),
             Self::Cancel(id, why) => GatewayKind::Cancel(raw_reason(id, why)),
+            Self::Order(order) => GatewayKind::Order(raw_order(order)),
         };
         GatewayMessage { kind: Some(kind) }
     }
@@ -351,6 +364,7 @@ impl FromGateway {
                 let (id, why) = group_reason(raw)?;
                 Self::Cancel(id, why)
             }
+            GatewayKind::Order(raw) => Self::Order(order_from(&raw)?),
         })
     }
 }

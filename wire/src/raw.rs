@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct AgentMessage {
-    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "AgentKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub(crate) kind: Option<AgentKind>,
 }
 
@@ -32,6 +32,33 @@ pub(crate) enum AgentKind {
     Unready(GroupReason),
     #[prost(string, tag = "11")]
     Ask(String),
+    #[prost(message, tag = "12")]
+    Answer(Answer),
+}
+
+/// What came of an order.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Answer {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) order: Bytes,
+    /// Empty: none was taken for it.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) cycle: Bytes,
+    #[prost(uint32, tag = "3")]
+    pub(crate) consistency: u32,
+    #[prost(message, repeated, tag = "4")]
+    pub(crate) disks: Vec<DiskDigest>,
+    /// It was not done, and why.
+    #[prost(message, optional, tag = "5")]
+    pub(crate) failed: Option<Refuse>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct DiskDigest {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) digest: Bytes,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -67,6 +94,18 @@ pub(crate) struct Begin {
     pub(crate) group: Bytes,
     #[prost(message, optional, tag = "7")]
     pub(crate) shape: Option<Shape>,
+    #[prost(message, repeated, tag = "8")]
+    pub(crate) hooks: Vec<Hook>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Hook {
+    #[prost(string, tag = "1")]
+    pub(crate) phase: String,
+    #[prost(sint64, optional, tag = "2")]
+    pub(crate) code: Option<i64>,
+    #[prost(uint64, tag = "3")]
+    pub(crate) elapsed_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -146,7 +185,7 @@ pub(crate) struct Alive {}
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct GatewayMessage {
-    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "GatewayKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     pub(crate) kind: Option<GatewayKind>,
 }
 
@@ -178,6 +217,22 @@ pub(crate) enum GatewayKind {
     Cut(GroupCut),
     #[prost(message, tag = "12")]
     Cancel(GroupReason),
+    #[prost(message, tag = "14")]
+    Order(Order),
+}
+
+/// What an operator wants done.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Order {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) id: Bytes,
+    /// 1: a point; 2: stop; 3: start.
+    #[prost(uint32, tag = "2")]
+    pub(crate) kind: u32,
+    #[prost(uint32, tag = "3")]
+    pub(crate) consistency: u32,
+    #[prost(bool, tag = "4")]
+    pub(crate) proof: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

@@ -252,8 +252,9 @@ impl FakeGateway {
                     taking = None;
                     self.inner().aborted += 1;
                 }
-                said @ (FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..)) => {
-                    assert!(taking.is_none(), "within a cycle nothing is said of a group");
+                said
+                @ (FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..) | FromAgent::Answer(..)) => {
+                    assert!(taking.is_none(), "within a cycle nothing else is said");
                     self.inner().said.push(said);
                 }
                 FromAgent::Hello(_) | FromAgent::Alive | FromAgent::Ask(_) => {}

@@ -16,6 +16,7 @@ use crate::config::AgentConfig;
 use crate::freeze::Freeze;
 use crate::image::{DiskConfig, SourceChoice};
 use crate::orders::Orders;
+use crate::power::Power;
 use crate::ship::{Event, Fault, Shared, Shipped, Shipper};
 use crate::skip::Skip;
 use crate::state::StateDir;
@@ -27,6 +28,8 @@ pub(super) struct Machine {
     pub(super) folder: TempDir,
     pub(super) disks: Vec<DiskConfig>,
     pub(super) freeze_command: Option<String>,
+    pub(super) stop_command: Option<String>,
+    pub(super) start_command: Option<String>,
     pub(super) events: Arc<Mutex<Vec<Event>>>,
     /// Watches its writes.
     pub(super) watches: Watches,
@@ -62,6 +65,8 @@ impl Machine {
             folder,
             disks: Vec::new(),
             freeze_command: None,
+            stop_command: None,
+            start_command: None,
             events,
             watches: Watches::default(),
             shipper: None,
@@ -135,6 +140,9 @@ impl Machine {
             freeze_max: Duration::from_secs(30),
             late_max: Duration::ZERO,
             skip_swap: false,
+            stop_command: self.stop_command.clone(),
+            start_command: self.start_command.clone(),
+            stop_max: Duration::from_secs(30),
             disks: self.disks.clone(),
             qemu: None,
         }
@@ -173,6 +181,12 @@ impl Machine {
                 vm: None,
                 patient: true,
                 orders: Orders::default(),
+                power: Power::of(&self.config(), None),
+                application: false,
+                hooked: None,
+                answered: None,
+                last: None,
+                digests: Vec::new(),
                 events: Box::new(move |event| events.lock().expect("events").push(event)),
             });
         }

@@ -205,3 +205,21 @@ async fn what_is_written_while_nothing_is_held_still_is_read_again_until_nothing
     machine.ship(&gateway).await;
     assert_eq!(gateway.sent_since(before), BLOCK as u64, "the block of which a part was sent");
 }
+
+#[tokio::test]
+async fn the_last_cycle_of_a_machine_that_was_stopped_finds_what_a_watch_has_missed() {
+    use std::os::unix::fs::FileExt;
+    let (mut machine, gateway) = watched().await;
+    let file = std::fs::File::options().write(true).open(machine.path("root")).expect("own file");
+    file.write_all_at(&noise(9, 4096), 70 * BLOCK as u64).expect("written behind the watch's back");
+    machine.shipper().last = Some(crate::obey::Last { proof: false });
+    let newest = gateway.newest();
+    let (mut link, _death, _serving) = gateway.link(Trouble::None, Vec::new());
+    let shipped = machine.shipper().ship(&mut link, newest).await.expect("spooled");
+    assert_eq!(shipped.sent_bytes, 0, "nobody has marked it");
+    machine.shipper().last = Some(crate::obey::Last { proof: true });
+    let shipped = machine.shipper().ship(&mut link, Some(shipped.cycle)).await.expect("spooled");
+    assert_eq!(shipped.sent_bytes, BLOCK as u64);
+    assert_eq!(machine.shipper().digests.len(), 2);
+    machine.check(&gateway);
+}

@@ -143,8 +143,8 @@ fn guarantee(consistency: Consistency) -> &'static str {
 }
 
 /// Lets go what an agent that died holds still of a virtual machine.
-pub(crate) fn release(qmp: Option<&Path>, guest_agent: Option<&Path>) -> Result<()> {
-    guest_agent.map_or(Ok(()), landfall_agent::release_guest)?;
+pub(crate) fn release(qmp: Option<&Path>, guest_agent: Option<&Path>, after: &[String]) -> Result<()> {
+    guest_agent.map_or(Ok(()), |socket| landfall_agent::release_guest(socket, after))?;
     qmp.map_or(Ok(()), landfall_agent::release_machine)
 }
 

@@ -26,15 +26,30 @@ use crate::{interrupt, output};
 /// Does what the command says.
 pub(crate) async fn run(common: &Common, command: FailoverCommand) -> Result<ExitCode> {
     let shown = match command {
-        FailoverCommand::Test(args) => return start(common, JobKind::Test, args).await,
-        FailoverCommand::Unplanned(args) => return start(common, JobKind::Unplanned, args).await,
+        FailoverCommand::Test(args) => return start(common, JobKind::Test, args, |_| ()).await,
+        FailoverCommand::Unplanned { args, source_is_lost } => {
+            return start(common, JobKind::Unplanned, args, |r| r.source_is_lost = source_is_lost).await;
+        }
+        FailoverCommand::Planned { args, no_proof } => {
+            if args.point != "latest" {
+                let why =
+                    "a planned failover goes to the point that is taken when the source was stopped: leave --point out";
+                return Err(Error::new(ErrorKind::Usage, why));
+            }
+            return start(common, JobKind::Planned, args, |r| r.proof = !no_proof).await;
+        }
         FailoverCommand::Supervise(work) => return supervise(common, work).await,
         FailoverCommand::Keep(work) => return keep(common, work).await,
         FailoverCommand::Become { parent, command } => return Err(become_it(parent, &command)),
         FailoverCommand::Commit(job) => failover::commit(&common.any_vault().await?, job.job).await?,
         FailoverCommand::Cleanup(job) => failover::cleanup(&common.any_vault().await?, job.job).await?,
         FailoverCommand::Cancel { job, apply: true, host_is_lost } => {
-            failover::cancel(&common.any_vault().await?, job.job, host_is_lost).await?
+            let told = |text: &str| {
+                if !common.quiet {
+                    output::note(text);
+                }
+            };
+            failover::cancel(&common.any_vault().await?, job.job, host_is_lost, told).await?
         }
         FailoverCommand::Cancel { job, apply: false, .. } => {
             let meta = common.any_vault().await?.job(job.job).await?.meta;
@@ -61,7 +76,7 @@ fn root(common: &Common, folder: Option<PathBuf>) -> Result<PathBuf> {
         .map_err(|e| Error::with_source(ErrorKind::Usage, format!("{}: no path", root.display()), e))
 }
 
-async fn start(common: &Common, kind: JobKind, args: Failover) -> Result<ExitCode> {
+async fn start(common: &Common, kind: JobKind, args: Failover, more: impl FnOnce(&mut Request)) -> Result<ExitCode> {
     let recovery = common.recovery()?;
     let vault = common.vault_to_restore(&recovery).await?;
     let settings = match &args.target_file {
@@ -72,7 +87,17 @@ async fn start(common: &Common, kind: JobKind, args: Failover) -> Result<ExitCod
     failover::sweep(&vault, &root).await?;
     let machine = args.machine.machine;
     let what = format!("failover of {machine}");
-    let request = Request { kind, machine, asked: args.point, settings, root: root.clone(), lease: args.lease };
+    let mut request = Request {
+        kind,
+        machine,
+        asked: args.point,
+        settings,
+        root: root.clone(),
+        lease: args.lease,
+        source_is_lost: false,
+        proof: false,
+    };
+    more(&mut request);
     let meta = failover::begin(&vault, request).await.map_err(|e| e.context(what))?;
     let work = Work { job: JobArg { job: meta.job }, folder: Some(root), target_file: None };
     supervise_until_up(common, &vault, &meta, work).await

@@ -35,6 +35,7 @@ fn word(kind: JobKind) -> &'static str {
     match kind {
         JobKind::Test => "test",
         JobKind::Unplanned => "unplanned",
+        JobKind::Planned => "planned",
     }
 }
 
@@ -108,10 +109,10 @@ pub(crate) fn people(meta: &JobMeta) -> String {
     match (meta.kind, meta.state) {
         (_, state) if state.is_over() => {}
         (JobKind::Test, _) => text.push_str(&format!("Next: landfall failover cleanup {}\n", meta.job)),
-        (JobKind::Unplanned, JobState::Up) => {
+        (_, JobState::Up) => {
             text.push_str(&format!("Next: landfall failover commit {0}, or landfall failover cancel {0}\n", meta.job));
         }
-        (JobKind::Unplanned, _) => text.push_str(&format!("Next: landfall jobs resume {}\n", meta.job)),
+        _ => text.push_str(&format!("Next: landfall jobs resume {}\n", meta.job)),
     }
     text
 }

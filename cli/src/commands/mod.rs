@@ -6,6 +6,7 @@ mod failover;
 mod gateway;
 mod jobs;
 mod keys;
+mod point;
 mod points;
 mod rehydrate;
 mod replicate;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use landfall_model::Result;
 
-use crate::args::{AgentCommand, Cli, Command, GatewayCommand, KeysCommand, VaultCommand};
+use crate::args::{AgentCommand, Cli, Command, GatewayCommand, KeysCommand, PointCommand, VaultCommand};
 
 /// Runs the command.
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
@@ -28,6 +29,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Vault(VaultCommand::Info) => vault::info(common).await?,
         Command::Replicate(args) => replicate::run(common, args).await?,
         Command::Points(args) => points::points(common, &args.machine).await?,
+        Command::Point(PointCommand::Take(args)) => return point::take(common, args).await,
         Command::Machines => points::machines(common).await?,
         Command::Rehydrate(args) => return rehydrate::run(common, args).await,
         Command::Serve(args) => return serve::run(common, args).await,
@@ -48,8 +50,8 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Agent(AgentCommand::Run { file, once }) => agent::run(&file, once).await?,
         Command::Agent(AgentCommand::Status(file)) => agent::status(common, &file)?,
         Command::Agent(AgentCommand::Check(file)) => agent::check(common, &file)?,
-        Command::Agent(AgentCommand::Release { qmp, guest_agent }) => {
-            agent::release(qmp.as_deref(), guest_agent.as_deref())?
+        Command::Agent(AgentCommand::Release { qmp, guest_agent, after }) => {
+            agent::release(qmp.as_deref(), guest_agent.as_deref(), &after)?
         }
         Command::Agent(AgentCommand::CheckConfig(file)) => agent::check_config(common, &file)?,
         Command::Resync { file, machine } => gateway::resync(common, &file, &machine)?,

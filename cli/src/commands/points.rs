@@ -21,7 +21,7 @@ pub(crate) async fn points(common: &Common, name: &MachineName) -> Result<()> {
     let row = |p: Point| {
         let (meta, counters) = (p.meta(), &p.meta().counters);
         let row = json!({
-            "seq": p.seq(), "time": meta.source_time, "timeline": p.timeline(), "consistency": meta.consistency, "shape": meta.shape,
+            "seq": p.seq(), "time": meta.source_time, "timeline": p.timeline(), "consistency": meta.consistency, "shape": meta.shape, "hooks": meta.hooks,
             "changed_bytes": counters.changed_bytes, "stored_bytes": counters.stored_bytes, "pinned": meta.pinned,
         });
         (row, meta.group.clone())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use landfall_keys::RecoveryKey;
-use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, Result};
+use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, MachineName, Result};
 use landfall_nbd::Address;
 use landfall_nbd::server::{Disk, Listening, Server};
 use landfall_vault::{Selector, Vault, now};
@@ -15,14 +15,17 @@ use tokio::time::sleep;
 
 use super::place::{Lock, Place};
 use super::recorder::Recorder;
-use super::{host, plan};
+use super::{host, plan, source};
 use crate::disk_view::PointView;
 use crate::export::ReadOnly;
 use crate::kvm::{self, Files, Plan, Running};
+use crate::orders::{self, COMMIT_MAX};
+use crate::proof::prove as prove_disks;
 
 /// Names of steps.
 pub(super) const FENCE: &str = "fence";
 pub(super) const POINT: &str = "point";
+pub(super) const PROOF: &str = "proof";
 pub(super) const DISKS: &str = "disks";
 pub(super) const MACHINE: &str = "machine";
 pub(super) const UP: &str = "up";
@@ -172,19 +175,23 @@ impl Supervision<'_> {
     /// All steps until the machine runs.
     async fn make(&mut self, recorder: &mut Recorder, place: &Place) -> Result<Made> {
         let Self { vault, told, .. } = self;
-        let (kind, id, name) = (recorder.meta().kind, recorder.meta().job, recorder.meta().machine.clone());
+        let (kind, name) = (recorder.meta().kind, recorder.meta().machine.clone());
+        // Whoever goes on with a job whose source is fenced finds it stopped, or lost.
+        if kind.is_real() && recorder.meta().step(FENCE).is_none() {
+            told(Told::Step(source::STOP));
+            source::stop(vault, recorder).await?;
+        }
         if kind == JobKind::Unplanned {
             told(Told::Step(FENCE));
-            let fence = async {
-                let generation = vault.machine(&name).fence(&name, id, now).await?;
-                Ok(((), Some(format!("generation {generation}: no gateway writes this machine any more"))))
-            };
-            recorder.step(FENCE, fence).await?;
+            fence(vault, recorder, None).await?;
         }
         told(Told::Step(POINT));
-        let selector = match recorder.meta().point {
-            Some(point) => Selector::Seq(point.seq),
-            None => recorder.meta().asked.parse()?,
+        let selector = match (recorder.meta().point, recorder.meta().source.cycle) {
+            (Some(point), _) => Selector::Seq(point.seq),
+            (None, Some(cycle)) if kind == JobKind::Planned => {
+                Selector::Seq(orders::point_of(vault, &name, cycle, COMMIT_MAX).await?.0.seq)
+            }
+            _ => recorder.meta().asked.parse()?,
         };
         let (recovery, before) = (self.recovery.clone(), recorder.meta().point);
         let choose = async {
@@ -201,6 +208,15 @@ impl Supervision<'_> {
         let (view, point) = recorder.step(POINT, choose).await?;
         if before.is_none() {
             recorder.change(|meta| meta.point = Some(point)).await?;
+        }
+        if kind == JobKind::Planned {
+            let proved = recorder.meta().step(PROOF).is_some_and(landfall_model::JobStep::is_done);
+            if recorder.meta().source.proof && !proved {
+                told(Told::Step(PROOF));
+                prove(&view, recorder).await?;
+            }
+            told(Told::Step(FENCE));
+            fence(vault, recorder, Some(point)).await?;
         }
         let plan = plan(recorder.meta(), place, view.meta().clone())?;
         told(Told::Step(DISKS));
@@ -279,6 +295,55 @@ impl Supervision<'_> {
             }
         }
     }
+}
+
+/// No gateway writes the machine any more. `last`: the point that holds all that the source had when it was stopped.
+async fn fence(vault: &Vault, recorder: &mut Recorder, last: Option<JobPoint>) -> Result<()> {
+    let (id, name, proof) = (recorder.meta().job, recorder.meta().machine.clone(), recorder.meta().source.proof);
+    let fence = async {
+        let generation = vault.machine(&name).fence(&name, id, now).await?;
+        let mut said = format!("generation {generation}: no gateway writes this machine any more");
+        // What a source wrote after it was stopped was captured until the fence.
+        let later = match last {
+            Some(last) => written_after(vault, &name, last).await?,
+            None => 0,
+        };
+        if later > 0 && proof {
+            let why = format!(
+                "the source wrote {later} bytes after it was stopped: something on it still writes. `landfall failover cancel` lets it go on"
+            );
+            return Err(Error::new(ErrorKind::Conflict, why));
+        }
+        if later > 0 {
+            said += &format!("; the source wrote {later} bytes after it was stopped, which are left behind");
+        }
+        Ok(((), Some(said)))
+    };
+    recorder.step(FENCE, fence).await
+}
+
+async fn written_after(vault: &Vault, machine: &MachineName, point: JobPoint) -> Result<u64> {
+    let log = vault.machine(machine);
+    let mut bytes = 0;
+    for key in log.line().await?.into_iter().rev().take_while(|key| key.seq > point.seq) {
+        bytes += log.point(key).await?.meta().counters.changed_bytes;
+    }
+    Ok(bytes)
+}
+
+/// The point is what the source had when it was stopped.
+async fn prove(view: &PointView, recorder: &mut Recorder) -> Result<()> {
+    let disks = recorder.meta().source.disks.clone();
+    let far = Cell::new((0, 0));
+    let work = async {
+        let bytes = prove_disks(view, &disks, |done, of| far.set((done, of))).await?;
+        Ok(((), Some(format!("{} disks, {} MiB: equal to the source", disks.len(), bytes >> 20))))
+    };
+    let how_far = || {
+        let (done, of) = far.get();
+        Some(format!("{} of {} MiB compared", done >> 20, of >> 20))
+    };
+    recorder.long_step(PROOF, how_far, work).await
 }
 
 struct Made {

@@ -207,6 +207,7 @@ mod tests {
             pinned: false,
             cycle: None,
             group: None,
+            hooks: Vec::new(),
         };
         let settings = Settings::parse(settings, Path::new("t")).expect("right");
         Plan { files: Files::of(Path::new("/run/job")), settings, point, test, title: "landfall-web-1".to_owned() }

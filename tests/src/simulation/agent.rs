@@ -411,6 +411,7 @@ impl Agent {
         let begin = Begin {
             group: None,
             shape: None,
+            hooks: Vec::new(),
             cycle,
             parent: plan.map(|(parent, _)| parent),
             time: self.time(machine.clock_off),

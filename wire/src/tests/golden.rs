@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use landfall_model::{
-    Consistency, Digest, Error, ErrorKind, Extent, GroupId, MachineShape, Nic, Seq, Timeline, Timestamp,
+    Consistency, Digest, DiskDigest, Error, ErrorKind, Extent, GroupId, MachineShape, Nic, OrderId, OrderKind, Outcome,
+    Seq, Timeline, Timestamp,
 };
 use prost::Message;
 
@@ -131,6 +132,29 @@ fn messages_of_version_2() {
         assert_eq!(HEXLOWER.encode(&message.clone().encode()), hex, "{message:?}");
         assert_eq!(FromAgent::decode(bytes(hex)).unwrap(), message);
     }
+}
+
+#[test]
+fn messages_of_version_3() {
+    let (order, seven) = (OrderId::from_bytes([7; 16]), "07".repeat(16));
+    let said = crate::Order { id: order, kind: OrderKind::Stop, consistency: Consistency::Crash, proof: true };
+    let (said, hex) = (FromGateway::Order(said), format!("72160a10{seven}10022001"));
+    assert_eq!(HEXLOWER.encode(&said.clone().encode()), hex);
+    assert_eq!(FromGateway::decode(bytes(&hex)).unwrap(), said);
+    let disks = vec![DiskDigest { name: "a".parse().unwrap(), digest: Digest::from_bytes([2; 32]) }];
+    let done = Outcome::Done { cycle: Some(cycle_id(1)), consistency: Consistency::Application, disks };
+    let failed = Outcome::Failed { code: 5, why: "why".to_owned() };
+    for (outcome, hex) in [
+        (done, format!("624d0a10{seven}1210{}180222250a01611220{}", "01".repeat(16), "02".repeat(32))),
+        (failed, format!("621b0a10{seven}2a0708051203776879")),
+    ] {
+        let said = FromAgent::Answer(order, outcome);
+        assert_eq!(HEXLOWER.encode(&said.clone().encode()), hex);
+        assert_eq!(FromAgent::decode(bytes(&hex)).unwrap(), said);
+    }
+    let raw = crate::raw::Order { id: vec![7; 16].into(), kind: 4, ..crate::raw::Order::default() };
+    let message = GatewayMessage { kind: Some(GatewayKind::Order(raw)) };
+    refused(FromGateway::decode(message.encode_to_vec().into()), ErrorKind::Corrupt, "order of kind 4");
 }
 
 #[test]

@@ -1,5 +1,8 @@
 use bytes::Bytes;
-use landfall_model::{Consistency, CycleId, Digest, Extent, GroupId, MachineShape, Nic, Seq, Timeline, Timestamp};
+use landfall_model::{
+    Consistency, CycleId, Digest, DiskDigest, Extent, GroupId, MachineShape, Nic, OrderId, OrderKind, Outcome, Seq,
+    Timeline, Timestamp,
+};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -72,8 +75,34 @@ fn begin() -> impl Strategy<Value = Begin> {
             disks.sort_by(|a, b| a.name.cmp(&b.name));
             disks.dedup_by(|a, b| a.name == b.name);
             disks.iter_mut().for_each(|d| d.whole |= parent.is_none());
-            Begin { cycle, parent, time: Timestamp::from_millis(time), consistency, disks, group, shape }
+            Begin {
+                cycle,
+                parent,
+                time: Timestamp::from_millis(time),
+                consistency,
+                disks,
+                group,
+                shape,
+                hooks: Vec::new(),
+            }
         })
+}
+
+fn order_id() -> impl Strategy<Value = OrderId> {
+    any::<[u8; 16]>().prop_map(OrderId::from_bytes)
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    let disk = (name(), any::<[u8; 32]>())
+        .prop_map(|(name, digest)| DiskDigest { name: name.parse().unwrap(), digest: Digest::from_bytes(digest) });
+    prop_oneof![
+        (option::of(cycle()), consistency(), vec(disk, 0..3)).prop_map(|(cycle, consistency, disks)| Outcome::Done {
+            cycle,
+            consistency,
+            disks
+        }),
+        (any::<u8>(), text()).prop_map(|(code, why)| Outcome::Failed { code, why }),
+    ]
 }
 
 fn from_agent() -> impl Strategy<Value = FromAgent> {
@@ -99,6 +128,7 @@ fn from_agent() -> impl Strategy<Value = FromAgent> {
         group().prop_map(FromAgent::Ready),
         group().prop_map(FromAgent::Frozen),
         (group(), text()).prop_map(|(id, why)| FromAgent::Unready(id, why)),
+        (order_id(), outcome()).prop_map(|(id, outcome)| FromAgent::Answer(id, outcome)),
     ]
 }
 
@@ -118,6 +148,10 @@ fn from_gateway() -> impl Strategy<Value = FromGateway> {
         group().prop_map(FromGateway::Freeze),
         (group(), any::<i64>()).prop_map(|(id, time)| FromGateway::Cut(id, Timestamp::from_millis(time))),
         (group(), text()).prop_map(|(id, why)| FromGateway::Cancel(id, why)),
+        (order_id(), consistency(), any::<bool>()).prop_map(|(id, consistency, proof)| {
+            let kind = [OrderKind::Point, OrderKind::Stop, OrderKind::Start][usize::from(id.as_bytes()[0] % 3)];
+            FromGateway::Order(crate::Order { id, kind, consistency, proof })
+        }),
     ]
 }
 

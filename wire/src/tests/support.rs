@@ -83,7 +83,7 @@ impl Site {
                 FromAgent::Abort(why) => return Err(Error::new(ErrorKind::Conflict, why)),
                 FromAgent::Alive => to.send(FromGateway::Alive).await.map_err(gone)?,
                 FromAgent::Ask(why) => to.send(FromGateway::Resync(why)).await.map_err(gone)?,
-                FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..) => {
+                FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..) | FromAgent::Answer(..) => {
                     return Err(Error::corrupt("nobody asked for a group's cut"));
                 }
             }
@@ -212,6 +212,7 @@ pub(super) fn begin(size: u64) -> Begin {
         consistency: Consistency::Filesystem,
         disks: vec![disk("a", false), disk("b", false), disk("c", true)],
         group: None,
+        hooks: Vec::new(),
         shape: None,
     }
 }
