@@ -221,10 +221,10 @@ proptest! {
 fn the_newest_common_version_is_chosen() {
     for (agent, chosen) in [
         ((1, 1), Some(1)),
-        ((1, 9), Some(2)),
+        ((1, 9), Some(3)),
         ((0, 1), Some(1)),
-        ((2, 9), Some(2)),
-        ((3, 9), None),
+        ((2, 9), Some(3)),
+        ((4, 9), None),
         ((0, 0), None),
         ((5, 1), None),
     ] {

@@ -143,8 +143,8 @@ async fn what_is_not_hello_or_has_no_common_version_never_reaches_the_service() 
     refused(answer, ErrorKind::Corrupt, "not hello");
     refused(answer_to(known(&gateway, &identity).await, vec![]).await, ErrorKind::Corrupt, "not hello");
     let mut newer = hello("db-1");
-    newer.versions = (3, 7);
-    refused(connect(&gateway.address, &identity, newer).await, ErrorKind::Unsupported, "versions 3 to 7");
+    newer.versions = (4, 7);
+    refused(connect(&gateway.address, &identity, newer).await, ErrorKind::Unsupported, "versions 4 to 7");
     assert!(gateway.ends.try_recv().is_err(), "the service saw it");
 }
 
