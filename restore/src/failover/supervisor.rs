@@ -25,6 +25,7 @@ pub(super) const FENCE: &str = "fence";
 pub(super) const POINT: &str = "point";
 pub(super) const DISKS: &str = "disks";
 pub(super) const MACHINE: &str = "machine";
+pub(super) const ADDRESSES: &str = "addresses";
 pub(super) const UP: &str = "up";
 pub(super) const HYDRATE: &str = "hydrate";
 
@@ -225,6 +226,13 @@ impl Supervision<'_> {
             Ok((machine, None))
         };
         let machine = recorder.step(MACHINE, start).await?;
+        let addressed = if plan.has_addresses() {
+            told(Told::Step(ADDRESSES));
+            let set = async { machine.set_addresses(&plan).await.map(|said| ((), said)) };
+            recorder.step(ADDRESSES, set).await
+        } else {
+            Ok(())
+        };
         told(Told::Step(UP));
         let up = async {
             match &plan.settings.probe {
@@ -234,12 +242,18 @@ impl Supervision<'_> {
             Ok(((), None))
         };
         // One that is not up runs all the same, and somebody will want to look at it.
-        match recorder.step(UP, up).await {
+        let is_up = recorder.step(UP, up).await;
+        match addressed.and(is_up) {
             Ok(()) => {
                 recorder.change(|meta| meta.state = JobState::Up).await?;
                 told(Told::Up);
             }
-            Err(error) => told(Told::Failed(&error)),
+            Err(error) => {
+                if recorder.meta().state != JobState::Failed {
+                    recorder.change(|meta| meta.state = JobState::Failed).await?;
+                }
+                told(Told::Failed(&error));
+            }
         }
         Ok(Made { plan, machine, server })
     }
