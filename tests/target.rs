@@ -7,9 +7,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use landfall_keys::SiteKey;
+use landfall_model::BootProfile;
 use landfall_tests::guest::{self, Programs};
 use landfall_tests::landfall::{Ran, Site, exit};
 use landfall_tests::{disks, need, tools};
+use landfall_vault::{Store, Vault};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -47,23 +50,27 @@ impl World {
     }
 
     fn start(&self, kind: &str, kvm: &str, more: &str) -> Ran {
+        self.start_probed(&[], kind, guest::READY, kvm, more)
+    }
+
+    /// `up`: what the guest says on its console when it is up; `environment`: of the command.
+    fn start_probed(&self, environment: &[(&str, &str)], kind: &str, up: &str, kvm: &str, more: &str) -> Ran {
         let file = self.site.disk("target.toml");
         let shell = self.site.folder().join("shell");
         let text = format!(
             "[kvm]\naccel = \"tcg\"\ncpu = \"qemu64\"\nmemory = \"192MiB\"\ncpus = 1\nkernel = {:?}\ninitrd = {:?}\nappend = {:?}\n\
              arguments = [\"-chardev\", \"socket,id=shell,path={},server=on,wait=off\", \"-serial\", \"chardev:shell\"]\n\
-             probe = \"console:{}\"\n{kvm}\n{more}\n",
+             probe = \"console:{up}\"\n{kvm}\n{more}\n",
             self.programs.kernel(),
             self.programs.initrd(),
             self.programs.kernel_arguments(),
             shell.display(),
-            guest::READY,
         );
         fs::write(&file, text).unwrap();
         let (target, root) = (file.display().to_string(), self.root().display().to_string());
         let arguments =
             ["failover", kind, "--machine", "web", "--target", "kvm", "--target-file", &target, "--folder", &root];
-        self.site.customer(&arguments)
+        self.site.customer_with(environment, &arguments)
     }
 
     fn show(&self, job: &str) -> Value {
@@ -291,4 +298,75 @@ fn disks_that_are_not_protected_come_back_in_their_places_with_the_names_that_th
     world.run("cmp -n 8388608 /dev/vde /dev/zero");
     world.clean(&id);
     world.assert_nothing_left(&id);
+}
+
+/// Reads that waited for the store until the machine was up, and KiB that a profile had fetched ahead.
+fn reading(job: &Value) -> (u64, u64) {
+    let said = text(step(job, "up"), "detail");
+    let numbers: Vec<u64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [waited, _all, ahead] = numbers[..] else { panic!("no figures: {said}") };
+    (waited, ahead)
+}
+
+/// Writes a profile into the vault as its gateway could.
+async fn forge(site: &Site, profile: &BootProfile) {
+    let key = SiteKey::read(&site.site_key()).expect("the gateway's key");
+    let vault = Vault::open_with_site_key(Store::open(site.url()).expect("a store"), key).await.expect("a vault");
+    assert!(vault.keep_boot_profile(profile).await.expect("forged"));
+}
+
+#[tokio::test]
+async fn what_a_test_has_read_at_its_boot_is_fetched_ahead_at_the_next_and_a_forged_profile_is_harmless() {
+    // Beside its system, what it reads before it is up.
+    let start = "for file in /big-*; do md5sum $file; done; echo ALL-READ";
+    let world = need!(World::new(start, 64 * MIB, &[], &[]));
+    let root = world.site.disk(ROOT);
+    for n in 0..12 {
+        disks::ext4_write(&root, &format!("big-{n}"), 1 << 20, n);
+    }
+    world.site.replicate("web", &[("root", &root)]);
+    let probe = "network = \"none\"\nprobe_limit = \"5min\"";
+    let begin = || {
+        let job = world.start_probed(&[("LANDFALL_LOG", "warn")], "test", "ALL-READ", probe, "").json();
+        (text(&job, "job"), reading(&job))
+    };
+    let (first, (waited, ahead)) = begin();
+    assert_eq!(ahead, 0, "nothing is known yet");
+    assert!(waited > 5, "{waited}");
+    let kept = || text(step(&world.show(&first), "profile"), "detail");
+    wait("what it read is kept", || !kept().is_empty());
+    assert!(kept().contains("kept for the next boot"), "{}", kept());
+    world.clean(&first);
+    assert_eq!(world.site.files("vault/control/profiles").len(), 1);
+    let (second, (waited_then, ahead)) = begin();
+    assert!(ahead > 12 << 10, "all that was read: {ahead} KiB");
+    assert!(waited_then * 4 < waited, "{waited_then} of {waited} reads wait");
+    let kept = || text(step(&world.show(&second), "profile"), "detail");
+    wait("it is looked at again", || !kept().is_empty());
+    assert!(kept().contains("as recorded at"), "it says the same: {}", kept());
+    world.clean(&second);
+    world.site.assert_sound();
+
+    // Whoever has the site key can write one: of ranges that are nobody's, of disks that are not there.
+    let disks = ["nothing", "root"].map(|name| name.parse().expect("a name")).into();
+    let ranges = vec![(0, 0, 8), (1, u32::MAX, 1), (1, 0, 2), (1, 900, 3000)];
+    let forged =
+        BootProfile { machine: "web".parse().expect("a name"), recorded: landfall_vault::now(), disks, ranges };
+    forge(&world.site, &forged).await;
+    let (third, (_, ahead)) = begin();
+    assert!(ahead < 65 << 10, "no more than the disk has: {ahead} KiB");
+    world.clean(&third);
+    // One that is too large, and one that is damaged, are told and passed over.
+    forge(&world.site, &BootProfile { ranges: vec![(1, 0, u32::MAX)], ..forged }).await;
+    let newest = world.site.files("vault/control/profiles").into_iter().max().expect("some");
+    let next = newest.with_file_name(format!("{:016x}", 99));
+    fs::write(&next, "LANDRECD and then nothing").unwrap();
+    let (fourth, _) = begin();
+    let log = fs::read_to_string(world.root().join(&fourth).join("supervisor.log")).unwrap();
+    assert_eq!(log.matches("a boot profile is ignored").count(), 2, "{log}");
+    world.clean(&fourth);
+    world.assert_nothing_left(&fourth);
+    let verified = world.site.customer(&["verify"]);
+    assert_eq!(verified.code(), Some(exit::CORRUPT));
+    assert!(verified.story().contains("control/profiles"), "{}", verified.story());
 }

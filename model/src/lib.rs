@@ -11,6 +11,7 @@ mod map;
 mod name;
 pub mod num;
 mod point;
+mod profile;
 mod progress;
 mod time;
 
@@ -28,5 +29,6 @@ pub use point::{
     Consistency, Counters, DiskMeta, GenerationMeta, GroupMark, HeartbeatMeta, MachineShape, Nic, PointMeta,
     RevocationMeta,
 };
+pub use profile::BootProfile;
 pub use progress::Progress;
 pub use time::{TimeError, Timestamp};

@@ -20,6 +20,8 @@ pub const GATEWAYS: &str = "gateways";
 pub const REVOKED: &str = "revoked";
 /// Folder of the jobs.
 pub const JOBS: &str = "control/jobs";
+/// Folder of the boot profiles.
+pub const PROFILES: &str = "control/profiles";
 /// Folder of what the probe of the store leaves for a moment.
 pub const PROBE: &str = "probe";
 
@@ -69,6 +71,16 @@ pub fn job_record(id: JobId, seq: Seq) -> String {
     format!("{}/{}", job(id), seq.key())
 }
 
+/// Folder of a machine's boot profiles.
+pub fn profiles(machine: MachineId) -> String {
+    format!("{PROFILES}/{machine}")
+}
+
+/// A boot profile.
+pub fn profile(machine: MachineId, seq: Seq) -> String {
+    format!("{}/{}", profiles(machine), seq.key())
+}
+
 /// Folder of a machine's timelines.
 pub fn timelines(machine: MachineId) -> String {
     format!("{MACHINES}/{machine}/timelines")
@@ -113,6 +125,8 @@ pub enum Name {
     Revocation(MachineId, Seq),
     /// A record of a job.
     Job(JobId, Seq),
+    /// A boot profile.
+    Profile(MachineId, Seq),
     /// A recovery point.
     Point(MachineId, Timeline, Seq),
     /// A checkpoint.
@@ -139,6 +153,7 @@ pub fn parse(name: &str) -> Option<Name> {
         [GATEWAYS, gateway] => Name::Heartbeat(gateway.parse().ok()?),
         [REVOKED, machine, until] => Name::Revocation(machine.parse().ok()?, Seq::from_key(until).ok()?),
         ["control", "jobs", job, seq] => Name::Job(job.parse().ok()?, Seq::from_key(seq).ok()?),
+        ["control", "profiles", machine, seq] => Name::Profile(machine.parse().ok()?, Seq::from_key(seq).ok()?),
         [MACHINES, machine, "timelines", timeline, folder, seq] => {
             let (machine, timeline) = (machine.parse().ok()?, Timeline::from_key(timeline).ok()?);
             let seq = Seq::from_key(seq).ok()?;
@@ -174,6 +189,7 @@ mod tests {
             (heartbeat(gateway), Name::Heartbeat(gateway)),
             (revocation(machine, s), Name::Revocation(machine, s)),
             (job_record(JobId::from_bytes([8; 16]), s), Name::Job(JobId::from_bytes([8; 16]), s)),
+            (profile(machine, s), Name::Profile(machine, s)),
             (point(machine, t, s), Name::Point(machine, t, s)),
             (checkpoint(machine, t, s), Name::Checkpoint(machine, t, s)),
         ];

@@ -21,6 +21,7 @@ mod local;
 mod machine;
 mod page;
 mod probe;
+mod profile;
 mod record;
 mod revocation;
 pub mod segment;

@@ -15,6 +15,8 @@ use std::process::Command;
 use landfall_model::{DiskMeta, DiskName, Error, ErrorKind, PointMeta, Result};
 use landfall_settings::{Source, Table};
 
+const KEYS: &[&str] = &["name", "format", "uuid", "label", "size"];
+
 /// What a disk is made to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Format {
@@ -59,7 +61,7 @@ pub(crate) fn parse<'a>(source: Source<'a>, value: Option<&'a landfall_settings:
     let mut found: Vec<Empty> = Vec::new();
     for value in list.iter() {
         let table = source.table(value, "[[disk]]")?;
-        table.only(&["name", "format", "uuid", "label", "size"])?;
+        table.only(KEYS)?;
         let disk = one(&table)?;
         if found.iter().any(|other| other.name == disk.name) {
             return Err(source.wrong(table.place(), format!("there are two [[disk]] of {}", disk.name)));

@@ -232,11 +232,13 @@ mod tests {
     fn the_example_is_right_as_it_is_and_with_everything_that_is_commented_out() {
         let example = include_str!("../../../deploy/target.toml");
         assert_eq!(parse(example).expect("right").network, Some(Network::Bridge("br0".to_owned())));
-        let setting = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        let setting =
+            |line: &str| line.starts_with("[[") || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
         let all: Vec<&str> =
             example.lines().map(|line| line.strip_prefix("# ").filter(|l| setting(l)).unwrap_or(line)).collect();
         let all = parse(&all.join("\n")).expect("right with everything");
         assert_eq!((all.cpus, all.probe, all.arguments.len()), (Some(4), Some(Probe::Agent), 2));
+        assert_eq!((all.nics.len(), all.test_network), (2, Some(Network::Created("lab".to_owned()))));
     }
 
     #[test]
