@@ -304,8 +304,8 @@ fn disks_that_are_not_protected_come_back_in_their_places_with_the_names_that_th
 fn reading(job: &Value) -> (u64, u64) {
     let said = text(step(job, "up"), "detail");
     let numbers: Vec<u64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    let [waited, _all, ahead] = numbers[..] else { panic!("no figures: {said}") };
-    (waited, ahead)
+    assert_eq!(numbers.len(), 3, "{said}");
+    (numbers[0], numbers[2])
 }
 
 /// Writes a profile into the vault as its gateway could.

@@ -182,8 +182,8 @@ impl Maps {
 struct Stream {
     /// End of its furthest read.
     end: u64,
-    /// How far ahead of it is fetched.
-    ahead: u64,
+    /// Bytes that it has read since it jumped.
+    gone: u64,
     /// Fetched until there, or on its way.
     until: u64,
 }
@@ -203,17 +203,19 @@ impl Streams {
         let Some(at) = self.known.iter().position(is_near) else {
             let behind = Extent { start: extent.end(), len: AHEAD_BYTES };
             self.known.truncate(STREAMS - 1);
-            self.known.insert(0, Stream { end: extent.end(), ahead: AHEAD_BYTES, until: behind.end() });
+            self.known.insert(0, Stream { end: extent.end(), gone: extent.len, until: behind.end() });
             return (behind, false);
         };
         let mut stream = self.known.remove(at);
         if extent.end() > stream.end {
             stream.end = extent.end();
-            stream.ahead = (stream.ahead * 2).min(AHEAD_BYTES_MAX);
+            stream.gone += extent.len;
         }
+        // Half as far as it has come: what nobody reads in the end is no more than half of what was read.
+        let ahead = (stream.gone / 2).clamp(AHEAD_BYTES, AHEAD_BYTES_MAX);
         let mut behind = Extent { start: extent.end(), len: 0 };
-        if stream.until < stream.end + stream.ahead / 2 {
-            behind = Extent::between(stream.until.max(stream.end), stream.end + stream.ahead);
+        if stream.until < stream.end + ahead / 2 {
+            behind = Extent::between(stream.until.max(stream.end), stream.end + ahead);
             stream.until = behind.end();
         }
         self.known.insert(0, stream);

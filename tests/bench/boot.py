@@ -53,7 +53,6 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(body)
         self.wfile.flush()
         if file:
-            self.connection.settimeout(60)
             while length and (sent := os.sendfile(self.connection.fileno(), file.fileno(), start, length)):
                 start, length = start + sent, length - sent
 

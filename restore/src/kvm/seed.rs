@@ -61,7 +61,7 @@ fn files(instance: &str, nics: &[Wired]) -> [(&'static str, String); 3] {
 /// The image of the disk.
 fn image(files: &[(&str, String)]) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; BYTES];
-    format_volume(&mut Cursor::new(&mut bytes[..]), FormatVolumeOptions::new().volume_label(LABEL))?;
+    format_volume(Cursor::new(&mut bytes[..]), FormatVolumeOptions::new().volume_label(LABEL))?;
     let volume = FileSystem::new(Cursor::new(&mut bytes[..]), FsOptions::new())?;
     for (name, text) in files {
         volume.root_dir().create_file(name)?.write_all(text.as_bytes())?;
