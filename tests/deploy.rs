@@ -108,7 +108,7 @@ fn the_examples_name_every_key_that_there_is() {
     for (names, sources) in [
         (&["gateway"][..], &["gateway/src/config.rs", "gateway/src/config", "gateway/src/group_config.rs"][..]),
         (&["agent", "agent-qemu"][..], &["agent/src/config.rs", "agent/src/qemu/config.rs"][..]),
-        (&["target"][..], &["restore/src/kvm/settings.rs"][..]),
+        (&["target"][..], &["restore/src/kvm/settings.rs", "restore/src/kvm/nics.rs", "restore/src/kvm/empty.rs"][..]),
     ] {
         let keys = keys_of(sources);
         assert!(keys.len() >= 10, "only {keys:?} were found in {sources:?}");

@@ -12,6 +12,7 @@ mod name;
 pub mod num;
 mod order;
 mod point;
+mod profile;
 mod progress;
 mod time;
 
@@ -30,5 +31,6 @@ pub use point::{
     Consistency, Counters, DiskMeta, GenerationMeta, GroupMark, HeartbeatMeta, HookResult, MachineShape, Nic,
     PointMeta, RevocationMeta,
 };
+pub use profile::BootProfile;
 pub use progress::Progress;
 pub use time::{TimeError, Timestamp};

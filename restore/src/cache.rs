@@ -71,6 +71,11 @@ impl Cache {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Bytes that are kept at most.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
     /// Whether a chunk is here or on its way.
     pub(crate) fn knows(&self, chunk: ChunkId) -> bool {
         self.lock().slots.contains_key(&chunk)

@@ -13,7 +13,8 @@
 //! Opened chunks by bytes (chosen by the caller), maps by their entries, requests in flight by number.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use landfall_keys::RecoveryKey;
@@ -26,6 +27,7 @@ use landfall_nbd::server::Run;
 use landfall_vault::{Decompressor, MapView, PointKey, REGION_BYTES, Selector, Vault};
 use tokio::sync::{OnceCell, Semaphore, watch};
 
+use crate::boot::Recording;
 use crate::cache::{Arrival, Cache, Found, Ticket};
 use crate::fetch::Fetcher;
 use crate::openers::Openers;
@@ -58,6 +60,15 @@ struct Shared {
     cache: Arc<Cache>,
     maps: Maps,
     fetches: Semaphore,
+    /// Where guests read, if that is recorded.
+    recording: OnceLock<Recording>,
+    /// What a boot profile has fetched ahead: nothing need be fetched behind it.
+    profiled: OnceLock<ahead::Profiled>,
+    reads: AtomicU64,
+    /// Of the reads, those that waited for the store.
+    waited: AtomicU64,
+    /// Bytes of chunks that a boot profile had fetched.
+    ahead_bytes: AtomicU64,
 }
 
 /// One disk of a point.
@@ -89,6 +100,11 @@ impl PointView {
             cache: Cache::new(cache_bytes),
             maps: Maps::default(),
             fetches: Semaphore::new(FETCHES_IN_FLIGHT),
+            recording: OnceLock::new(),
+            profiled: OnceLock::new(),
+            reads: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
+            ahead_bytes: AtomicU64::new(0),
             view,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -166,8 +182,8 @@ impl Maps {
 struct Stream {
     /// End of its furthest read.
     end: u64,
-    /// How far ahead of it is fetched.
-    ahead: u64,
+    /// Bytes that it has read since it jumped.
+    gone: u64,
     /// Fetched until there, or on its way.
     until: u64,
 }
@@ -187,17 +203,19 @@ impl Streams {
         let Some(at) = self.known.iter().position(is_near) else {
             let behind = Extent { start: extent.end(), len: AHEAD_BYTES };
             self.known.truncate(STREAMS - 1);
-            self.known.insert(0, Stream { end: extent.end(), ahead: AHEAD_BYTES, until: behind.end() });
+            self.known.insert(0, Stream { end: extent.end(), gone: extent.len, until: behind.end() });
             return (behind, false);
         };
         let mut stream = self.known.remove(at);
         if extent.end() > stream.end {
             stream.end = extent.end();
-            stream.ahead = (stream.ahead * 2).min(AHEAD_BYTES_MAX);
+            stream.gone += extent.len;
         }
+        // Half as far as it has come: what nobody reads in the end is no more than half of what was read.
+        let ahead = (stream.gone / 2).clamp(AHEAD_BYTES, AHEAD_BYTES_MAX);
         let mut behind = Extent { start: extent.end(), len: 0 };
-        if stream.until < stream.end + stream.ahead / 2 {
-            behind = Extent::between(stream.until.max(stream.end), stream.end + stream.ahead);
+        if stream.until < stream.end + ahead / 2 {
+            behind = Extent::between(stream.until.max(stream.end), stream.end + ahead);
             stream.until = behind.end();
         }
         self.known.insert(0, stream);
@@ -241,24 +259,8 @@ impl DiskView {
             .as_bytes()
     }
 
-    async fn region(&self, region: u32) -> Result<Arc<RegionMap>> {
-        self.shared.maps.region(&self.shared.view, &self.disk, region).await
-    }
-
-    /// What lies in a range: entries with their place on the disk. Ends at the end of the disk.
     async fn entries(&self, extent: Extent) -> Result<Vec<(u64, landfall_model::Entry)>> {
-        let end = extent.end().min(self.disk.size);
-        let mut found = Vec::new();
-        let mut at = extent.start;
-        while at < end {
-            let region = u32::try_from(at / REGION_BYTES).unwrap_or(u32::MAX);
-            let base = u64::from(region) * REGION_BYTES;
-            let until = end.min(base + REGION_BYTES);
-            let map = self.region(region).await?;
-            found.extend(map.within(Extent::between(at - base, until - base)).map(|e| (base + u64::from(e.start), e)));
-            at = until;
-        }
-        Ok(found)
+        self.shared.entries(&self.disk, extent).await
     }
 
     /// Fills `out` from `start` on.
@@ -289,10 +291,14 @@ impl DiskView {
         let here = self.entries(extent).await?;
         // What is only guessed is no error where it cannot be had. Looked up now: from the first chunk that is ours to fetch until all are being
         // fetched nothing waits, so that nobody is left waiting for us.
-        let behind = self.entries(behind).await.unwrap_or_default();
+        let profiled = self.shared.profiled.get().is_some_and(|known| known.has(&self.disk.name, extent));
+        let behind = if profiled { Vec::new() } else { self.entries(behind).await.unwrap_or_default() };
         for (start, entry) in here {
             let EntryKind::Data { chunk, skip } = entry.kind else { continue };
             let (at, len) = (to_usize(start - extent.start), entry.len as usize);
+            if let Some(recording) = self.shared.recording.get() {
+                recording.read(&self.disk.name, Extent { start, len: u64::from(entry.len) });
+            }
             out[filled..at].fill(0);
             filled = at + len;
             pieces.push(Piece { chunk: chunk.id, skip: skip as usize, at, len });
@@ -319,10 +325,14 @@ impl DiskView {
             }
         }
         self.shared.begin(wanted);
+        let mut waited = false;
         for piece in pieces {
             let bytes = match sources.get_mut(&piece.chunk) {
                 Some(Source::Here(bytes)) => bytes.clone(),
-                Some(Source::Coming(arrival)) => arrived(arrival).await?,
+                Some(Source::Coming(arrival)) => {
+                    waited |= arrival.borrow().is_none();
+                    arrived(arrival).await?
+                }
                 None => continue,
             };
             let part = bytes.get(piece.skip..piece.skip + piece.len);
@@ -330,6 +340,8 @@ impl DiskView {
                 part.ok_or_else(|| Error::corrupt(format!("chunk {} is shorter than the map says", piece.chunk)))?;
             out[piece.at..piece.at + piece.len].copy_from_slice(part);
         }
+        self.shared.reads.fetch_add(1, Ordering::Relaxed);
+        self.shared.waited.fetch_add(u64::from(waited), Ordering::Relaxed);
         Ok(())
     }
 
@@ -369,6 +381,22 @@ async fn arrived(arrival: &mut watch::Receiver<Arrival>) -> Result<Bytes> {
 }
 
 impl Shared {
+    /// What lies in a range of a disk: entries with their place on it. Ends at the end of the disk.
+    async fn entries(&self, disk: &DiskMeta, extent: Extent) -> Result<Vec<(u64, landfall_model::Entry)>> {
+        let end = extent.end().min(disk.size);
+        let mut found = Vec::new();
+        let mut at = extent.start;
+        while at < end {
+            let region = u32::try_from(at / REGION_BYTES).unwrap_or(u32::MAX);
+            let base = u64::from(region) * REGION_BYTES;
+            let until = end.min(base + REGION_BYTES);
+            let map = self.maps.region(&self.view, disk, region).await?;
+            found.extend(map.within(Extent::between(at - base, until - base)).map(|e| (base + u64::from(e.start), e)));
+            at = until;
+        }
+        Ok(found)
+    }
+
     /// Fetches chunks, and goes on with that whatever becomes of who asked.
     fn begin(self: &Arc<Self>, wanted: Vec<(ChunkRef, Ticket)>) {
         for fetch in plan(wanted) {
@@ -424,5 +452,6 @@ fn open(openers: &Openers, fetch: Fetch<Ticket>, bytes: Bytes) {
     }
 }
 
+mod ahead;
 #[cfg(test)]
 mod tests;

@@ -282,6 +282,6 @@ pub async fn cancel(vault: &Vault, id: JobId, host_is_lost: bool, told: impl FnM
 fn plan(meta: &JobMeta, place: &Place, point: landfall_model::PointMeta) -> Result<Plan> {
     let title = format!("landfall-{}-{}", meta.machine, &meta.job.to_string()[..8]);
     let (text, file) = place.settings()?;
-    let settings = Settings::parse(&text, &file)?;
+    let settings = Settings::parse(&text, &file)?.fitting(&point)?;
     Ok(Plan { files: Files::of(place.folder()), settings, point, test: meta.kind == JobKind::Test, title })
 }

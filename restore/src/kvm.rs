@@ -1,13 +1,19 @@
 //! The target `kvm`: a machine in QEMU on this host, by its shape in the point and a file of settings.
 
+mod addresses;
 mod command;
 mod disks;
+mod empty;
 mod machine;
+mod network;
+mod nics;
+mod seed;
 mod settings;
 
 pub(crate) use disks::make as make_disks;
 pub(crate) use machine::{Running, end};
-pub(crate) use settings::{Network, Probe, Settings};
+pub(crate) use network::remove as remove_networks;
+pub(crate) use settings::{Probe, Settings};
 
 use std::path::{Path, PathBuf};
 
@@ -64,9 +70,14 @@ impl Files {
         self.folder.join("uefi-variables.fd")
     }
 
-    /// What connects its network interfaces to a bridge.
-    pub(crate) fn bridge_script(&self) -> PathBuf {
-        self.folder.join("to-bridge")
+    /// What connects a network interface of it to a bridge.
+    pub(crate) fn wire_script(&self, place: usize) -> PathBuf {
+        self.folder.join(format!("wire-{place}"))
+    }
+
+    /// The disk that cloud-init reads.
+    pub(crate) fn seed(&self) -> PathBuf {
+        self.folder.join("seed.img")
     }
 
     /// A disk.
@@ -90,4 +101,11 @@ pub(crate) struct Plan {
     pub(crate) test: bool,
     /// How it is found among others.
     pub(crate) title: String,
+}
+
+impl Plan {
+    /// Whether interfaces of it are to have addresses that the target's file says.
+    pub(crate) fn has_addresses(&self) -> bool {
+        nics::wired(self).iter().any(|nic| !nic.addresses.own.is_empty())
+    }
 }

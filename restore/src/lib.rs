@@ -7,6 +7,7 @@
 //! ```
 //! The recovery key is needed, and nothing from the old site.
 
+mod boot;
 mod cache;
 mod compare;
 mod disk_view;

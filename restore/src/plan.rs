@@ -48,6 +48,11 @@ pub(crate) struct Fetch<P = Place> {
 
 /// Plans the requests for a set of needs.
 pub(crate) fn plan<P>(needs: impl IntoIterator<Item = (ChunkRef, P)>) -> Vec<Fetch<P>> {
+    plan_within(needs, FETCH_BYTES_MAX)
+}
+
+/// The same with requests of at most so many bytes, unless one chunk has more.
+pub(crate) fn plan_within<P>(needs: impl IntoIterator<Item = (ChunkRef, P)>, bytes_max: u64) -> Vec<Fetch<P>> {
     let mut wanted: HashMap<ChunkRef, Vec<P>> = HashMap::new();
     for (chunk, place) in needs {
         wanted.entry(chunk).or_default().push(place);
@@ -59,7 +64,7 @@ pub(crate) fn plan<P>(needs: impl IntoIterator<Item = (ChunkRef, P)>) -> Vec<Fet
         let at = &want.chunk.location;
         let (start, end) = (u64::from(at.offset), u64::from(at.offset) + u64::from(at.stored_len));
         let near = fetches.last_mut().filter(|f| {
-            f.source == at.source && start <= f.end + FETCH_GAP_MAX && end.saturating_sub(f.start) <= FETCH_BYTES_MAX
+            f.source == at.source && start <= f.end + FETCH_GAP_MAX && end.saturating_sub(f.start) <= bytes_max
         });
         match near {
             Some(fetch) => {

@@ -15,3 +15,4 @@ python3 tests/bench/run.py --landfall target/release/landfall --bare-loop target
 python3 tests/bench/gateway.py --landfall target/release/landfall --work "$DIR/gateway" --report docs/PERFORMANCE.md
 python3 tests/bench/hosts.py --landfall target/release/landfall --work "$DIR/hosts" --report docs/PERFORMANCE.md
 python3 tests/bench/serve.py --landfall target/release/landfall --work "$DIR/serve" --report docs/PERFORMANCE.md
+python3 tests/bench/boot.py --landfall target/release/landfall --work "$DIR/boot" --peers "${LANDFALL_PEERS:-target/peers}" --report docs/PERFORMANCE.md

@@ -194,6 +194,8 @@ if [ "${1:-test}" = test ]; then
     want addpart util-linux
     want filefrag e2fsprogs
     want ip iproute2
+    want mtype mtools
+    want blkid util-linux
     want systemd-analyze systemd
     want qemu-system-x86_64 qemu-system-x86 seabios ipxe-qemu
     want nbdinfo libnbd-bin

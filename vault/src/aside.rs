@@ -1,10 +1,10 @@
-//! What stands beside the points: small signed records with a JSON body (generations, heartbeats, revocations, jobs; FORMAT.md section 8).
+//! What stands beside the points: small signed records with a JSON body (generations, heartbeats, revocations, jobs, boot profiles; FORMAT.md section 8).
 
 use landfall_model::{Digest, Error, ErrorKind, Generation, MachineId, Result, Seq, Timeline};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::record::{self, Kind, Position, Signed};
+use crate::record::{self, Kind, Position, Record, Signed};
 use crate::vault::Vault;
 
 impl Vault {
@@ -57,6 +57,35 @@ impl Vault {
     ) -> Result<Option<(T, Digest)>> {
         let Some(bytes) = self.store().get(name).await? else { return Ok(None) };
         let record = record::decode(self.site(), self.signers(), &bytes).map_err(|e| e.context(name))?;
+        Self::parsed(name, &bytes, record, position)
+    }
+
+    /// Reads one of at most `bytes_max`, in the store and opened.
+    ///
+    /// # Errors
+    /// As for [`Self::read_aside`].
+    pub(crate) async fn read_small<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        position: Position,
+        bytes_max: usize,
+    ) -> Result<Option<T>> {
+        // One more than it may have tells that it has more.
+        let Some(bytes) = self.store().get_range(name, 0, bytes_max as u64 + 1).await? else { return Ok(None) };
+        if bytes.len() > bytes_max {
+            return Err(Error::corrupt(format!("{name}: it is larger than the format allows")));
+        }
+        let record = record::decode_within(self.site(), self.signers(), &bytes, bytes_max);
+        let record = record.map_err(|e| e.context(name))?;
+        Ok(Self::parsed(name, &bytes, record, |_| position)?.map(|(body, _)| body))
+    }
+
+    fn parsed<T: DeserializeOwned>(
+        name: &str,
+        bytes: &[u8],
+        record: Record,
+        position: impl Fn(Digest) -> Position,
+    ) -> Result<Option<(T, Digest)>> {
         let whole = record.header.inline_start() == bytes.len() as u64;
         let found = record.header.position;
         if found != position(found.previous) || !whole {

@@ -23,6 +23,8 @@ pub const REVOKED: &str = "revoked";
 pub const JOBS: &str = "control/jobs";
 /// Folder of the orders.
 pub const ORDERS: &str = "control/orders";
+/// Folder of the boot profiles.
+pub const PROFILES: &str = "control/profiles";
 /// Folder of what the probe of the store leaves for a moment.
 pub const PROBE: &str = "probe";
 
@@ -87,6 +89,16 @@ pub fn order_record(id: OrderId, seq: Seq) -> String {
     format!("{}/{}", order(id), seq.key())
 }
 
+/// Folder of a machine's boot profiles.
+pub fn profiles(machine: MachineId) -> String {
+    format!("{PROFILES}/{machine}")
+}
+
+/// A boot profile.
+pub fn profile(machine: MachineId, seq: Seq) -> String {
+    format!("{}/{}", profiles(machine), seq.key())
+}
+
 /// Folder of a machine's timelines.
 pub fn timelines(machine: MachineId) -> String {
     format!("{MACHINES}/{machine}/timelines")
@@ -133,6 +145,8 @@ pub enum Name {
     Job(JobId, Seq),
     /// A record of an order.
     Order(OrderId, Seq),
+    /// A boot profile.
+    Profile(MachineId, Seq),
     /// A recovery point.
     Point(MachineId, Timeline, Seq),
     /// A checkpoint.
@@ -166,6 +180,7 @@ pub fn parse(name: &str) -> Option<Name> {
             }
             Name::Order(order, Seq::from_key(seq).ok()?)
         }
+        ["control", "profiles", machine, seq] => Name::Profile(machine.parse().ok()?, Seq::from_key(seq).ok()?),
         [MACHINES, machine, "timelines", timeline, folder, seq] => {
             let (machine, timeline) = (machine.parse().ok()?, Timeline::from_key(timeline).ok()?);
             let seq = Seq::from_key(seq).ok()?;
@@ -202,6 +217,7 @@ mod tests {
             (revocation(machine, s), Name::Revocation(machine, s)),
             (job_record(JobId::from_bytes([8; 16]), s), Name::Job(JobId::from_bytes([8; 16]), s)),
             (order_record(OrderId::from_bytes([0; 16]), s), Name::Order(OrderId::from_bytes([0; 16]), s)),
+            (profile(machine, s), Name::Profile(machine, s)),
             (point(machine, t, s), Name::Point(machine, t, s)),
             (checkpoint(machine, t, s), Name::Checkpoint(machine, t, s)),
         ];

@@ -22,6 +22,7 @@ mod machine;
 mod order;
 mod page;
 mod probe;
+mod profile;
 mod record;
 mod revocation;
 mod row;

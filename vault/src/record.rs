@@ -1,4 +1,4 @@
-//! Records: the signed, sealed and chained objects: points, checkpoints, generations, heartbeats, revocations, jobs (FORMAT.md section 8).
+//! Records: the signed, sealed and chained objects: points, checkpoints, generations, heartbeats, revocations, jobs, boot profiles (FORMAT.md section 8).
 //!
 //! ```text
 //! | header 160 (plain) | sealed body | signature 64 | inline frames |
@@ -39,13 +39,23 @@ pub enum Kind {
     Revocation,
     /// A failover, and how far it is.
     Job,
+    /// What a machine reads when it boots.
+    Profile,
     /// What an agent is told to do, and what came of it.
     Order,
 }
 
 impl Kind {
-    const ALL: [Self; 7] =
-        [Self::Point, Self::Checkpoint, Self::Generation, Self::Heartbeat, Self::Revocation, Self::Job, Self::Order];
+    const ALL: [Self; 8] = [
+        Self::Point,
+        Self::Checkpoint,
+        Self::Generation,
+        Self::Heartbeat,
+        Self::Revocation,
+        Self::Job,
+        Self::Profile,
+        Self::Order,
+    ];
 
     fn byte(self) -> u8 {
         match self {
@@ -55,6 +65,7 @@ impl Kind {
             Self::Heartbeat => 4,
             Self::Revocation => 5,
             Self::Job => 6,
+            Self::Profile => 8,
             Self::Order => 9,
         }
     }
@@ -73,9 +84,9 @@ pub struct Position {
     pub timeline: Timeline,
     /// The timeline of the point before.
     pub parent_timeline: Timeline,
-    /// Where on it (0 for generations and heartbeats; of a revocation, its time in milliseconds since 1970; of a job or an order, how often it was written).
+    /// Where on it (0 for generations and heartbeats; of a revocation, its time in milliseconds since 1970; of a job or an order, how often it was written; of a boot profile, its number).
     pub seq: Seq,
-    /// Under which generation (0 for heartbeats, revocations, jobs and orders).
+    /// Under which generation (0 for heartbeats, revocations, jobs, orders and boot profiles).
     pub generation: Generation,
     /// The record digest of the point before; of the point itself for a checkpoint; of the record before for a job or an order.
     pub previous: Digest,
@@ -241,6 +252,14 @@ pub(crate) fn check_signature(signers: &[SitePublic], bytes: &[u8]) -> Result<(H
 /// # Errors
 /// As for [`check_signature`], and `Key` where another site key sealed it.
 pub(crate) fn decode(site: &SiteKey, signers: &[SitePublic], bytes: &[u8]) -> Result<Record> {
+    decode_within(site, signers, bytes, BODY_BYTES_MAX)
+}
+
+/// The same of one whose body has at most so many bytes.
+///
+/// # Errors
+/// As for [`decode`].
+pub(crate) fn decode_within(site: &SiteKey, signers: &[SitePublic], bytes: &[u8], body_max: usize) -> Result<Record> {
     let (header, digest) = check_signature(signers, bytes)?;
     if header.site_key != site.id() {
         let why = format!("record sealed under site key {}; this is site key {}", header.site_key, site.id());
@@ -248,6 +267,6 @@ pub(crate) fn decode(site: &SiteKey, signers: &[SitePublic], bytes: &[u8]) -> Re
     }
     let (aad, sealed) = bytes[..HEADER_LEN + header.body_len as usize].split_at(HEADER_LEN);
     let block = site.open_record(aad, sealed).map_err(|_| Error::corrupt("record: its body does not open"))?;
-    let body = wire::unpack_block(&block, BODY_BYTES_MAX, "record body")?;
+    let body = wire::unpack_block(&block, body_max, "record body")?;
     Ok(Record { header, digest, body })
 }

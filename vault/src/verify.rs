@@ -212,7 +212,7 @@ impl Check {
         Ok(())
     }
 
-    /// Heartbeats, revocations, jobs, orders: no restore needs them, and none of them need be there.
+    /// Heartbeats, revocations, jobs, orders, boot profiles: no restore needs them, and none of them need be there.
     async fn beside_the_points(&mut self) -> Result<()> {
         for gateway in self.vault.gateways().await? {
             let read = self.vault.heartbeat(gateway).await;
@@ -229,6 +229,11 @@ impl Check {
         for id in self.vault.orders().await? {
             let read = self.vault.order(id).await;
             self.note(&layout::order(id), read)?;
+        }
+        for machine in self.vault.profiled().await? {
+            for (name, read) in self.vault.check_profiles(machine).await? {
+                self.note(&name, read)?;
+            }
         }
         Ok(())
     }

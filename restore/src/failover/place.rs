@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use landfall_model::{Error, ErrorKind, JobId, Result};
 use rustix::process::{Pid, Signal};
 
+use crate::kvm::{self, Files};
+
 /// Says which job a folder is of.
 const MARK: &str = "job";
 /// The target's file, as the job was begun with it.
@@ -162,11 +164,12 @@ impl Place {
         Ok(None)
     }
 
-    /// Removes the folder with all that is in it.
+    /// Removes the folder with all that is in it, and the networks that were made for its job: first those, so that what is left is found by the folder.
     ///
     /// # Errors
     /// What the host says.
     pub(crate) fn remove(&self) -> Result<()> {
+        kvm::remove_networks(&Files::of(&self.folder))?;
         match fs::remove_dir_all(&self.folder) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", &self.folder, e)),
             _ => Ok(()),

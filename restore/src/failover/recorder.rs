@@ -38,14 +38,16 @@ impl Recorder {
             }
             self.doubtful = None;
         }
+        // Also where nobody waits for the answer any more.
+        self.doubtful = Some(meta.clone());
         match self.vault.put_job(meta.clone(), Some(&self.job)).await {
             Ok(job) => {
-                self.job = job;
+                (self.job, self.doubtful) = (job, None);
                 Ok(())
             }
             Err(error) => {
-                if error.kind() == ErrorKind::Unavailable {
-                    self.doubtful = Some(meta.clone());
+                if error.kind() != ErrorKind::Unavailable {
+                    self.doubtful = None;
                 }
                 Err(error)
             }

@@ -11,11 +11,12 @@ use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobSt
 use landfall_nbd::Address;
 use landfall_nbd::server::{Disk, Listening, Server};
 use landfall_vault::{Selector, Vault, now};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::place::{Lock, Place};
 use super::recorder::Recorder;
 use super::{host, plan, source};
+use crate::boot;
 use crate::disk_view::PointView;
 use crate::export::ReadOnly;
 use crate::kvm::{self, Files, Plan, Running};
@@ -28,13 +29,19 @@ pub(super) const POINT: &str = "point";
 pub(super) const PROOF: &str = "proof";
 pub(super) const DISKS: &str = "disks";
 pub(super) const MACHINE: &str = "machine";
+pub(super) const ADDRESSES: &str = "addresses";
 pub(super) const UP: &str = "up";
 pub(super) const HYDRATE: &str = "hydrate";
+pub(super) const PROFILE: &str = "profile";
 
 /// Memory for what was read from the vault.
 const CACHE_BYTES: u64 = 256 << 20;
 /// How often a machine is looked at.
 const WATCH: Duration = Duration::from_secs(1);
+/// What the machine of a test reads is recorded until so long after it was up.
+const RECORD: Duration = Duration::from_secs(10);
+/// The same where nobody has looked whether it is up, only that it runs.
+const RECORD_UNPROBED: Duration = Duration::from_secs(60);
 /// After copying failed it is tried again after so long.
 const RETRY: Duration = Duration::from_secs(15);
 
@@ -103,11 +110,11 @@ impl Supervision<'_> {
                 return Err(error);
             }
         };
-        let Made { plan, machine, server } = made;
+        let Made { plan, machine, server, view } = made;
         let ended =
             async { server.await.map_err(|e| Error::with_source(ErrorKind::Bug, "the server of the disks died", e))? };
         let outcome = if test {
-            let attended = attend(&recorder, &machine);
+            let attended = attend(&mut recorder, &machine, &plan, self.vault, &view);
             tokio::select! {
                 () = attended => Ok(()),
                 served = ended => served,
@@ -219,6 +226,11 @@ impl Supervision<'_> {
             fence(vault, recorder, Some(point)).await?;
         }
         let plan = plan(recorder.meta(), place, view.meta().clone())?;
+        let view = Arc::new(view);
+        if plan.test {
+            view.record();
+        }
+        tokio::spawn(fetch_ahead(vault.clone(), view.clone()));
         told(Told::Step(DISKS));
         let for_disks = plan.clone();
         let disks = async {
@@ -241,23 +253,36 @@ impl Supervision<'_> {
             Ok((machine, None))
         };
         let machine = recorder.step(MACHINE, start).await?;
+        let addressed = if plan.has_addresses() {
+            told(Told::Step(ADDRESSES));
+            let set = async { machine.set_addresses(&plan).await.map(|said| ((), said)) };
+            recorder.step(ADDRESSES, set).await
+        } else {
+            Ok(())
+        };
         told(Told::Step(UP));
         let up = async {
             match &plan.settings.probe {
                 Some(probe) => machine.until_up(&plan, probe).await?,
                 None => machine.check().await?,
             }
-            Ok(((), None))
+            Ok(((), Some(view.story())))
         };
         // One that is not up runs all the same, and somebody will want to look at it.
-        match recorder.step(UP, up).await {
+        let is_up = recorder.step(UP, up).await;
+        match addressed.and(is_up) {
             Ok(()) => {
                 recorder.change(|meta| meta.state = JobState::Up).await?;
                 told(Told::Up);
             }
-            Err(error) => told(Told::Failed(&error)),
+            Err(error) => {
+                if recorder.meta().state != JobState::Failed {
+                    recorder.change(|meta| meta.state = JobState::Failed).await?;
+                }
+                told(Told::Failed(&error));
+            }
         }
-        Ok(Made { plan, machine, server })
+        Ok(Made { plan, machine, server, view })
     }
 
     /// Copies what is still only in the vault, for as long as it takes.
@@ -350,6 +375,7 @@ struct Made {
     plan: Plan,
     machine: Running,
     server: tokio::task::JoinHandle<Result<()>>,
+    view: Arc<PointView>,
 }
 
 /// Serves the disks of a point to the machine.
@@ -363,10 +389,45 @@ async fn serve(view: &PointView, plan: &Plan) -> Result<tokio::task::JoinHandle<
     Ok(tokio::spawn(async move { Server::new(exports).serve(&listening).await }))
 }
 
-/// Returns when a test's lease has ended, or its machine.
-async fn attend(recorder: &Recorder, machine: &Running) {
+/// Fetches what the machine read when it booted before. It boots without, whatever comes of it.
+async fn fetch_ahead(vault: Vault, view: Arc<PointView>) {
+    let ahead = async {
+        match vault.boot_profile(&view.meta().machine).await? {
+            Some(profile) => view.fetch_ahead(&profile).await,
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = ahead.await {
+        tracing::warn!(%error, "what the machine will read is not fetched ahead");
+    }
+}
+
+/// Writes down where the machine has read, for its next boot.
+///
+/// # Errors
+/// Those of writing to the job; that the profile could not be kept is none.
+async fn keep_profile(recorder: &mut Recorder, vault: &Vault, view: &PointView) -> Result<()> {
+    let Some(profile) = view.recorded(&view.meta().machine, now()) else { return Ok(()) };
+    let keep = async {
+        let kept = boot::keep(vault, &profile).await;
+        Ok(((), Some(kept.unwrap_or_else(|error| format!("not kept: {}", error.line())))))
+    };
+    recorder.step(PROFILE, keep).await
+}
+
+/// Returns when a test's lease has ended, or its machine. Keeps meanwhile what it has read at its boot.
+async fn attend(recorder: &mut Recorder, machine: &Running, plan: &Plan, vault: &Vault, view: &PointView) {
     let until = recorder.meta().lease_until.unwrap_or_else(now);
+    let record = if plan.settings.probe.is_some() { RECORD } else { RECORD_UNPROBED };
+    // One that is not up has not read what a boot reads.
+    let mut record_until = (recorder.meta().state == JobState::Up).then(|| Instant::now() + record);
     while now() < until {
+        if record_until.is_some_and(|until| until < Instant::now()) {
+            record_until = None;
+            if let Err(error) = keep_profile(recorder, vault, view).await {
+                tracing::warn!(%error, "what the machine read at its boot is not kept");
+            }
+        }
         if let Err(error) = machine.check().await {
             tracing::warn!(%error, "the machine of the test has ended");
             return;

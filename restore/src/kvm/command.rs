@@ -1,9 +1,10 @@
 //! The command line of QEMU, from a machine's shape and its settings. Pure.
 
-use landfall_model::{DiskMeta, Nic};
+use landfall_model::DiskMeta;
 use serde_json::{Value, json};
 
-use super::{Network, Plan};
+use super::nics::{Network, wired};
+use super::{Plan, seed};
 
 /// How long a machine waits for the vault's disks to be served again before it gets I/O errors, in seconds.
 const RECONNECT_DELAY_SECONDS: u64 = 3600;
@@ -69,53 +70,39 @@ fn disk_device(bus: &str, place: usize, sector_size: u32) -> String {
     }
 }
 
-/// QEMU's device for what the source called its model.
-fn nic_device(model: &str) -> &str {
-    match model {
-        "e1000" | "e1000e" | "rtl8139" | "vmxnet3" => model,
-        _ => "virtio-net-pci",
-    }
-}
-
-/// It is what the protected machine said: it must not say more than an address to QEMU.
-fn is_mac(text: &str) -> bool {
-    let is_pair = |pair: &str| pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit());
-    text.split(':').count() == 6 && text.split(':').all(is_pair)
-}
-
-/// The address of an interface: the source's, but never in a test that shares a network with others.
-fn mac(plan: &Plan, network: &Network, place: usize, nic: &Nic) -> Option<String> {
-    let shared = matches!(network, Network::Bridge(_)) && plan.test;
-    if !shared {
-        return is_mac(&nic.mac).then(|| nic.mac.clone());
-    }
-    let hash = blake3::hash(format!("{}/{place}", plan.title).as_bytes());
-    let [a, b, c, ..] = *hash.as_bytes();
-    Some(format!("52:54:00:{a:02x}:{b:02x}:{c:02x}"))
-}
-
 fn network(plan: &Plan) -> Vec<String> {
-    let network = plan.settings.network.clone().unwrap_or(Network::Isolated);
-    if network == Network::None {
-        return vec!["-nic".to_owned(), "none".to_owned()];
-    }
-    let shape = plan.point.shape.as_ref();
-    let one = [Nic { name: String::new(), model: String::new(), mac: String::new(), addresses: Vec::new() }];
-    let nics = shape.map(|s| s.nics.as_slice()).filter(|nics| !nics.is_empty()).unwrap_or(&one);
     let mut out = Vec::new();
-    for (place, nic) in nics.iter().enumerate() {
-        let netdev = match &network {
-            Network::Bridge(_) => {
-                format!("tap,id=net{place},script={},downscript=no", plan.files.bridge_script().display())
+    for (place, nic) in wired(plan).into_iter().enumerate() {
+        let netdev = match &nic.network {
+            Network::None => continue,
+            Network::Bridge(_) | Network::Created(_) => {
+                format!("tap,id=net{place},script={},downscript=no", plan.files.wire_script(place).display())
             }
             Network::User => format!("user,id=net{place}"),
-            _ => format!("user,id=net{place},restrict=on"),
+            Network::Isolated => format!("user,id=net{place},restrict=on"),
         };
-        let mac = mac(plan, &network, place, nic).map(|mac| format!(",mac={mac}")).unwrap_or_default();
-        let device = format!("{},netdev=net{place}{mac}", nic_device(&nic.model));
+        let device = format!("{},netdev=net{place},mac={}", nic.device, nic.mac);
         out.extend(["-netdev".to_owned(), netdev, "-device".to_owned(), device]);
     }
-    out
+    if out.is_empty() { vec!["-nic".to_owned(), "none".to_owned()] } else { out }
+}
+
+/// The disk that cloud-init reads: behind all else, so that nothing has another place for it.
+fn seed_disk(plan: &Plan) -> Vec<String> {
+    if !seed::is_wanted(plan) {
+        return Vec::new();
+    }
+    // A disk of SATA is one that can be written to, or none.
+    let read_only = plan.settings.bus != "sata";
+    let file = json!({ "driver": "file", "filename": plan.files.seed(), "read-only": read_only });
+    let node = json!({ "driver": "raw", "node-name": "seed", "read-only": read_only, "file": file });
+    let device = match plan.settings.bus.as_str() {
+        "scsi" => "scsi-hd,bus=scsi.0,drive=seed".to_owned(),
+        "sata" => format!("ide-hd,bus=sata.{},drive=seed", plan.point.disks.len()),
+        "nvme" => "nvme,drive=seed,serial=seed".to_owned(),
+        _ => "virtio-blk-pci,drive=seed".to_owned(),
+    };
+    vec!["-blockdev".to_owned(), node.to_string(), "-device".to_owned(), device]
 }
 
 /// The arguments. `needs_vault`: of each disk of the point, whether its overlay still has the vault behind it; `firmware`: of a UEFI machine.
@@ -170,6 +157,7 @@ pub(crate) fn arguments(plan: &Plan, host: Host, needs_vault: &[bool], firmware:
     }
     out.extend(["-nodefaults".to_owned(), "-no-user-config".to_owned()]);
     out.extend(network(plan));
+    out.extend(seed_disk(plan));
     out.extend(settings.arguments.iter().cloned());
     out
 }
@@ -178,7 +166,7 @@ pub(crate) fn arguments(plan: &Plan, host: Host, needs_vault: &[bool], firmware:
 mod tests {
     use std::path::Path;
 
-    use landfall_model::{Consistency, Counters, GatewayId, MachineShape, PointMeta, Seq, Timestamp};
+    use landfall_model::{Consistency, Counters, GatewayId, MachineShape, Nic, PointMeta, Seq, Timestamp};
 
     use super::*;
     use crate::kvm::{Files, Settings};

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use landfall_model::{DiskMeta, Error, ErrorKind, Result};
 
-use super::Plan;
+use super::{Plan, empty, seed};
 
 /// Runs a program to its end.
 ///
@@ -42,15 +42,16 @@ pub(crate) fn make(plan: &Plan) -> Result<()> {
         let fail =
             |e: std::io::Error| Error::with_source(ErrorKind::of_io(&e), format!("cannot make {}", path.display()), e);
         if disk.excluded {
-            File::create_new(new).and_then(|file| file.set_len(sectors(disk))).map_err(fail)?;
-            if plan.settings.swap.contains(&disk.name) {
-                run("mkswap", Command::new("mkswap").arg("--label").arg(disk.name.as_str()).arg(new))?;
+            let bytes = sectors(disk, empty::size(&plan.settings.empty, disk));
+            File::create_new(new).and_then(|file| file.set_len(bytes)).map_err(fail)?;
+            if let Some((program, mut command)) = empty::command(&plan.settings.empty, disk, new) {
+                run(program, &mut command).map_err(|e| e.context(format!("disk {}", disk.name)))?;
             }
         } else {
             let mut qemu_img = Command::new("qemu-img");
             // Not opened now: nothing need be served yet.
             qemu_img.args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", &backing(plan, disk)]);
-            run("qemu-img", qemu_img.arg(new).arg(sectors(disk).to_string()))?;
+            run("qemu-img", qemu_img.arg(new).arg(sectors(disk, disk.size).to_string()))?;
         }
         // Whole on the disk before it has its name, also if the host crashes.
         File::open(new).and_then(|file| file.sync_all()).map_err(fail)?;
@@ -58,13 +59,13 @@ pub(crate) fn make(plan: &Plan) -> Result<()> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)?;
     }
-    Ok(())
+    seed::make(plan)
 }
 
 /// A disk of QEMU has whole sectors. One whose size is not known, since it is not protected, keeps its place.
-fn sectors(disk: &DiskMeta) -> u64 {
+fn sectors(disk: &DiskMeta, size: u64) -> u64 {
     let least = if disk.excluded { 1 << 20 } else { 512 };
-    disk.size.next_multiple_of(u64::from(disk.sector_size.max(512))).max(least)
+    size.next_multiple_of(u64::from(disk.sector_size.max(512))).max(least)
 }
 
 /// Where the overlay says that it has the rest of its bytes from.

@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::command::{Host, arguments, is_uefi, node, vault_node};
-use super::{Files, Network, Plan, Probe, disks};
+use super::settings::Inject;
+use super::{Files, Plan, Probe, addresses, disks, network, nics};
 
 /// How long QEMU may take to open its monitor, and to answer a command.
 const MONITOR_LIMIT: Duration = Duration::from_secs(60);
@@ -91,9 +92,8 @@ impl Running {
         });
         let needs_vault = blocking(looked.await)?;
         let firmware = if is_uefi(plan) { Some(firmware(plan)?) } else { None };
-        if let Some(Network::Bridge(name)) = &plan.settings.network {
-            bridge_script(&plan.files.bridge_script(), name)?;
-        }
+        let for_network = plan.clone();
+        blocking(tokio::task::spawn_blocking(move || network::make(&for_network)).await)?;
         let mut arguments = arguments(plan, Host::look(), &needs_vault, firmware.as_deref());
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(plan.files.log());
         let log = log.map_err(|e| Error::with_source(ErrorKind::of_io(&e), "cannot make the log of QEMU", e))?;
@@ -183,6 +183,32 @@ impl Running {
             self.execute("cont", Value::Null).await?;
         }
         Ok(())
+    }
+
+    /// Gives the guest its addresses, where the target's file has some; what was done, for people.
+    ///
+    /// # Errors
+    /// Naming the interface: those of [`addresses::set`]; `Unavailable` where its agent is to do it and does not answer.
+    pub(crate) async fn set_addresses(&self, plan: &Plan) -> Result<Option<String>> {
+        let by_seed = "on the seed disk, for cloud-init: nobody has looked whether the guest took them";
+        match plan.settings.inject {
+            Inject::Seed => return Ok(Some(by_seed.to_owned())),
+            Inject::None => return Ok(Some("not injected, as the target's file says".to_owned())),
+            Inject::Auto | Inject::Agent => {}
+        }
+        let (socket, nics, limit) = (plan.files.agent(), nics::wired(plan), plan.settings.probe_limit);
+        let set = blocking(tokio::task::spawn_blocking(move || addresses::set(&socket, &nics, limit)).await)?;
+        match set {
+            Some(said) => Ok(Some(said)),
+            None if plan.settings.inject == Inject::Auto => Ok(Some(format!("{by_seed}, no agent answered"))),
+            None => {
+                let why = format!("the guest's agent did not answer within {} s", limit.as_secs());
+                Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("{why}: install qemu-guest-agent in it, or set inject = \"seed\""),
+                ))
+            }
+        }
     }
 
     /// Waits until it is up.
@@ -339,11 +365,4 @@ fn firmware(plan: &Plan) -> Result<String> {
         fs::set_permissions(&ours, fs::Permissions::from_mode(0o600)).map_err(fail)?;
     }
     Ok((*code).to_owned())
-}
-
-/// QEMU makes an interface for the machine, which goes with it; this connects it.
-fn bridge_script(path: &Path, bridge: &str) -> Result<()> {
-    let script = format!("#!/bin/sh\nexec ip link set dev \"$1\" master {bridge} up\n");
-    let written = fs::write(path, script).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700)));
-    written.map_err(|e| Error::with_source(ErrorKind::of_io(&e), "cannot write the script for the bridge", e))
 }

@@ -3,6 +3,8 @@
 //! ```toml
 //! [kvm]
 //! network = "bridge:br0"        # "none", "isolated" (a network of its own), "user" (out by this host's), "bridge:NAME"
+//! test_network = "created:lab"  # of a test: the same, or a bridge that is made for it; default: as network
+//! inject = "auto"               # how [[nic]] gives addresses: "seed" (cloud-init), "agent", "auto": both; "none"
 //! cpus = 4                      # default: as in the point, or 2
 //! memory = "8GiB"               # default: as in the point, or 2GiB
 //! firmware = "uefi"             # or "bios"; default: as in the point, or "bios"
@@ -12,19 +14,22 @@
 //! probe_limit = "5min"          # the default
 //! arguments = ["-device", "..."] # more arguments for QEMU
 //!
-//! [[disk]]
-//! name = "swap"                 # a disk that is not protected comes back empty, or
-//! format = "swap"               # made swap, with a label of its own
 //! ```
+//! `[[nic]]`: see `nics.rs`; `[[disk]]`: see `empty.rs`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use landfall_model::{DiskName, Error, ErrorKind, Result};
+use landfall_model::{Error, ErrorKind, PointMeta, Result};
 use landfall_settings::{Source, Table};
+
+use super::empty::{self, Empty};
+use super::nics::{self, Network, NicSettings, network_of};
 
 const KEYS: &[&str] = &[
     "network",
+    "test_network",
+    "inject",
     "cpus",
     "memory",
     "firmware",
@@ -42,17 +47,26 @@ const KEYS: &[&str] = &[
 ];
 const PROBE_LIMIT: Duration = Duration::from_secs(300);
 
-/// What the machine's network interfaces are connected to.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Network {
-    /// It has none.
+/// How the guest learns its addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Inject {
+    /// By the seed disk, and by its agent where the seed did not do it.
+    Auto,
+    /// By a disk that cloud-init reads.
+    Seed,
+    /// By its agent.
+    Agent,
+    /// Not at all.
     None,
-    /// A network of its own, which reaches nothing.
-    Isolated,
-    /// Out by way of this host, and nobody in.
-    User,
-    /// A bridge of this host.
-    Bridge(String),
+}
+
+impl Inject {
+    const ALL: [(&'static str, Self); 4] =
+        [("auto", Self::Auto), ("seed", Self::Seed), ("agent", Self::Agent), ("none", Self::None)];
+
+    pub(crate) fn by_seed(self) -> bool {
+        matches!(self, Self::Auto | Self::Seed)
+    }
 }
 
 /// When the machine is up.
@@ -68,6 +82,9 @@ pub(crate) enum Probe {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Settings {
     pub(crate) network: Option<Network>,
+    pub(crate) test_network: Option<Network>,
+    pub(crate) nics: Vec<NicSettings>,
+    pub(crate) inject: Inject,
     pub(crate) cpus: Option<u32>,
     pub(crate) memory: Option<u64>,
     pub(crate) uefi: Option<bool>,
@@ -82,8 +99,8 @@ pub(crate) struct Settings {
     pub(crate) probe: Option<Probe>,
     pub(crate) probe_limit: Duration,
     pub(crate) arguments: Vec<String>,
-    /// Disks that are made swap.
-    pub(crate) swap: Vec<DiskName>,
+    /// Disks that are not protected.
+    pub(crate) empty: Vec<Empty>,
 }
 
 impl Settings {
@@ -95,7 +112,7 @@ impl Settings {
         let source = Source::new(text, file);
         let document = source.parse()?;
         let root = source.root(&document);
-        root.only(&["kvm", "disk"])?;
+        root.only(&["kvm", "nic", "disk"])?;
         let empty = Source::new("", file);
         let none = empty.parse()?;
         let kvm = match root.get("kvm") {
@@ -108,6 +125,7 @@ impl Settings {
             Some((_, text)) if known.contains(&text.as_str()) => Ok(text),
             Some((at, text)) => Err(source.wrong(at, format!("{key} {text:?}: it is one of {}", known.join(", ")))),
         };
+        let inject = one_of("inject", &Inject::ALL.map(|(name, _)| name), "auto")?;
         let firmware = one_of("firmware", &["bios", "uefi", ""], "")?;
         let cpus = match kvm.get("cpus") {
             None => None,
@@ -119,10 +137,10 @@ impl Settings {
         };
         let arguments = kvm.get("arguments").map(|value| source.texts(value)).transpose()?.unwrap_or_default();
         Ok(Self {
-            network: kvm
-                .text("network")?
-                .map(|(at, text)| network(&text).map_err(|e| source.wrong(at, e)))
-                .transpose()?,
+            network: network_of(&kvm, "network")?,
+            test_network: network_of(&kvm, "test_network")?,
+            nics: nics::parse(source, root.get("nic"))?,
+            inject: Inject::ALL.into_iter().find(|(name, _)| *name == inject).map_or(Inject::Auto, |(_, how)| how),
             cpus,
             memory: kvm.size("memory")?,
             uefi: (!firmware.is_empty()).then_some(firmware == "uefi"),
@@ -137,20 +155,38 @@ impl Settings {
             probe: kvm.text("probe")?.map(|(at, text)| probe(&text).map_err(|e| source.wrong(at, e))).transpose()?,
             probe_limit: kvm.duration("probe_limit")?.unwrap_or(PROBE_LIMIT),
             arguments: arguments.into_iter().map(|(_, text)| text).collect(),
-            swap: swap(source, root.get("disk"))?,
+            empty: empty::parse(source, root.get("disk"))?,
         })
     }
 
-    /// Where the source is lost, what the machine is connected to is no matter of a default.
+    /// Where the source is lost, what the machine is connected to is no matter of a default, and nothing that ends with a test.
     ///
     /// # Errors
-    /// `Usage` where the file does not say it.
+    /// `Usage` where the file does not say it, or says a network that is made for a test.
     pub(crate) fn with_network(self) -> Result<Self> {
-        if self.network.is_some() {
+        let mut all = self.network.iter().chain(self.nics.iter().filter_map(NicSettings::network));
+        if let Some(Network::Created(name)) = all.find(|network| matches!(network, Network::Created(_))) {
+            let why = format!(
+                "the network created:{name} ends with a test: give a failover network = \"bridge:NAME\", and write test_network = \"created:{name}\""
+            );
+            return Err(Error::new(ErrorKind::Usage, why));
+        }
+        let each = !self.nics.is_empty() && self.nics.iter().all(NicSettings::has_network);
+        if self.network.is_some() || each {
             return Ok(self);
         }
-        let why = "the network of the machine is not said: pass --target-file FILE with network = \"bridge:NAME\" (or \"user\", \"isolated\", \"none\") in [kvm]";
+        let why = "the network of the machine is not said: pass --target-file FILE with network = \"bridge:NAME\" (or \"user\", \"isolated\", \"none\") in [kvm] or in each [[nic]]";
         Err(Error::new(ErrorKind::Usage, why))
+    }
+
+    /// Refuses what is said of interfaces and disks that a point's machine has not.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub(crate) fn fitting(self, point: &PointMeta) -> Result<Self> {
+        nics::check(&self.nics, point)?;
+        empty::check(&self.empty, point)?;
+        Ok(self)
     }
 }
 
@@ -162,45 +198,12 @@ fn default_qemu() -> String {
     format!("qemu-system-{}", std::env::consts::ARCH)
 }
 
-fn network(text: &str) -> std::result::Result<Network, String> {
-    match (text, text.strip_prefix("bridge:")) {
-        ("none", _) => Ok(Network::None),
-        ("isolated", _) => Ok(Network::Isolated),
-        ("user", _) => Ok(Network::User),
-        (_, Some(name)) if is_interface(name) => Ok(Network::Bridge(name.to_owned())),
-        _ => Err(format!("network {text:?}: it is none, isolated, user or bridge:NAME")),
-    }
-}
-
-/// It becomes a part of a script.
-fn is_interface(name: &str) -> bool {
-    (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-}
-
 fn probe(text: &str) -> std::result::Result<Probe, String> {
     match text.strip_prefix("console:") {
         Some(wanted) if !wanted.is_empty() => Ok(Probe::Console(wanted.to_owned())),
         None if text == "agent" => Ok(Probe::Agent),
         _ => Err(format!("probe {text:?}: it is agent or console:TEXT")),
     }
-}
-
-fn swap<'a>(source: Source<'a>, value: Option<&'a landfall_settings::Value<'a>>) -> Result<Vec<DiskName>> {
-    let Some(value) = value else { return Ok(Vec::new()) };
-    let at = value.span().start;
-    let list = value.get_ref().as_array().ok_or_else(|| source.wrong(at, "disk is not a list: write [[disk]]"))?;
-    let mut found = Vec::new();
-    for value in list.iter() {
-        let table = source.table(value, "[[disk]]")?;
-        table.only(&["name", "format"])?;
-        let name = table.parsed::<DiskName>("name", "add name = \"NAME\"")?;
-        match table.text("format")? {
-            Some((_, format)) if format == "swap" => found.push(name),
-            Some((at, format)) => return Err(source.wrong(at, format!("format {format:?}: it is \"swap\""))),
-            None => {}
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -222,18 +225,20 @@ mod tests {
         assert_eq!((some.cpus, some.memory, some.uefi), (Some(4), Some(8 << 30), Some(true)));
         assert_eq!(some.network, Some(Network::Bridge("br0".to_owned())));
         assert_eq!(some.probe, Some(Probe::Console("login:".to_owned())));
-        assert_eq!(some.swap.len(), 1);
+        assert_eq!(some.empty.len(), 1);
     }
 
     #[test]
     fn the_example_is_right_as_it_is_and_with_everything_that_is_commented_out() {
         let example = include_str!("../../../deploy/target.toml");
         assert_eq!(parse(example).expect("right").network, Some(Network::Bridge("br0".to_owned())));
-        let setting = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        let setting =
+            |line: &str| line.starts_with("[[") || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
         let all: Vec<&str> =
             example.lines().map(|line| line.strip_prefix("# ").filter(|l| setting(l)).unwrap_or(line)).collect();
         let all = parse(&all.join("\n")).expect("right with everything");
         assert_eq!((all.cpus, all.probe, all.arguments.len()), (Some(4), Some(Probe::Agent), 2));
+        assert_eq!((all.nics.len(), all.test_network), (2, Some(Network::Created("lab".to_owned()))));
     }
 
     #[test]
