@@ -106,6 +106,9 @@ pub struct JobMeta {
     pub updated: Timestamp,
     /// A test is over then.
     pub lease_until: Option<Timestamp>,
+    /// A test that is a drill: when its command was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<Timestamp>,
 }
 
 impl JobMeta {
@@ -132,6 +135,7 @@ impl JobMeta {
             created,
             updated: created,
             lease_until: None,
+            drill: None,
         }
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use landfall_model::{Error, ErrorKind, JobId, JobKind, JobMeta, JobState, MachineName, Result, Timestamp};
 use landfall_vault::{Job, Selector, Vault, now};
 
+use crate::drill;
 use crate::kvm::{self, Files, Plan, Settings};
 use place::Place;
 use recorder::{Recorder, in_the_way};
@@ -41,6 +42,8 @@ pub struct Request {
     pub root: PathBuf,
     /// A test ends after so long.
     pub lease: Duration,
+    /// Of a drill: when its command was given.
+    pub drill: Option<Timestamp>,
 }
 
 /// What this host calls itself.
@@ -73,7 +76,7 @@ pub async fn jobs(vault: &Vault) -> Result<Vec<JobMeta>> {
 /// # Errors
 /// `Usage` where the settings are wrong, `NotFound` where there is no such machine or point, `Conflict` where the machine is failed over already.
 pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
-    let Request { kind, machine, asked, settings: (text, file), root, lease } = request;
+    let Request { kind, machine, asked, settings: (text, file), root, lease, drill } = request;
     let settings = Settings::parse(&text, &file)?;
     if kind == JobKind::Unplanned {
         settings.with_network()?;
@@ -91,6 +94,7 @@ pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
     place.keep_settings(&text)?;
     let folder = place.folder().display().to_string();
     let mut meta = JobMeta::begun(job, kind, machine, &asked, (&host(), &folder), now());
+    meta.drill = drill;
     if kind == JobKind::Test {
         let lease_ms = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
         meta.lease_until = Some(Timestamp::from_millis(meta.created.millis().saturating_add(lease_ms)));
@@ -273,5 +277,8 @@ fn plan(meta: &JobMeta, place: &Place, point: landfall_model::PointMeta) -> Resu
     let title = format!("landfall-{}-{}", meta.machine, &meta.job.to_string()[..8]);
     let (text, file) = place.settings()?;
     let settings = Settings::parse(&text, &file)?;
+    if meta.drill.is_some() {
+        drill::suits(&settings)?;
+    }
     Ok(Plan { files: Files::of(place.folder()), settings, point, test: meta.kind == JobKind::Test, title })
 }

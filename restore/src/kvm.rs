@@ -3,11 +3,15 @@
 mod command;
 mod disks;
 mod machine;
+mod picture;
+mod probe;
 mod settings;
 
 pub(crate) use disks::make as make_disks;
 pub(crate) use machine::{Running, end};
-pub(crate) use settings::{Network, Probe, Settings};
+pub(crate) use picture::Picture;
+pub(crate) use probe::{Probed, not_passed};
+pub(crate) use settings::{Network, Settings};
 
 use std::path::{Path, PathBuf};
 
@@ -52,6 +56,11 @@ impl Files {
     /// The socket of its screen, for a VNC client.
     pub(crate) fn screen(&self) -> PathBuf {
         self.folder.join("screen.sock")
+    }
+
+    /// A picture of its screen.
+    pub(crate) fn picture(&self) -> PathBuf {
+        self.folder.join("picture")
     }
 
     /// The socket on which the vault's disks are served to it.

@@ -10,6 +10,7 @@
 mod cache;
 mod compare;
 mod disk_view;
+pub mod drill;
 mod export;
 pub mod failover;
 mod fetch;

@@ -20,6 +20,8 @@ pub const GATEWAYS: &str = "gateways";
 pub const REVOKED: &str = "revoked";
 /// Folder of the jobs.
 pub const JOBS: &str = "control/jobs";
+/// Folder of the reports of drills.
+pub const DRILLS: &str = "control/drills";
 /// Folder of what the probe of the store leaves for a moment.
 pub const PROBE: &str = "probe";
 
@@ -69,6 +71,11 @@ pub fn job_record(id: JobId, seq: Seq) -> String {
     format!("{}/{}", job(id), seq.key())
 }
 
+/// The report of a drill; `begun` is its time in milliseconds since 1970.
+pub fn drill(begun: Seq, job: JobId) -> String {
+    format!("{DRILLS}/{}-{job}", begun.key())
+}
+
 /// Folder of a machine's timelines.
 pub fn timelines(machine: MachineId) -> String {
     format!("{MACHINES}/{machine}/timelines")
@@ -113,6 +120,8 @@ pub enum Name {
     Revocation(MachineId, Seq),
     /// A record of a job.
     Job(JobId, Seq),
+    /// The report of a drill.
+    Drill(Seq, JobId),
     /// A recovery point.
     Point(MachineId, Timeline, Seq),
     /// A checkpoint.
@@ -139,6 +148,10 @@ pub fn parse(name: &str) -> Option<Name> {
         [GATEWAYS, gateway] => Name::Heartbeat(gateway.parse().ok()?),
         [REVOKED, machine, until] => Name::Revocation(machine.parse().ok()?, Seq::from_key(until).ok()?),
         ["control", "jobs", job, seq] => Name::Job(job.parse().ok()?, Seq::from_key(seq).ok()?),
+        ["control", "drills", slot] => {
+            let (begun, job) = slot.split_once('-')?;
+            Name::Drill(Seq::from_key(begun).ok()?, job.parse().ok()?)
+        }
         [MACHINES, machine, "timelines", timeline, folder, seq] => {
             let (machine, timeline) = (machine.parse().ok()?, Timeline::from_key(timeline).ok()?);
             let seq = Seq::from_key(seq).ok()?;
@@ -174,6 +187,7 @@ mod tests {
             (heartbeat(gateway), Name::Heartbeat(gateway)),
             (revocation(machine, s), Name::Revocation(machine, s)),
             (job_record(JobId::from_bytes([8; 16]), s), Name::Job(JobId::from_bytes([8; 16]), s)),
+            (drill(s, JobId::from_bytes([8; 16])), Name::Drill(s, JobId::from_bytes([8; 16]))),
             (point(machine, t, s), Name::Point(machine, t, s)),
             (checkpoint(machine, t, s), Name::Checkpoint(machine, t, s)),
         ];

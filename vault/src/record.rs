@@ -1,4 +1,4 @@
-//! Records: the signed, sealed and chained objects: points, checkpoints, generations, heartbeats, revocations, jobs (FORMAT.md section 8).
+//! Records: the signed, sealed and chained objects: points, checkpoints, generations, heartbeats, revocations, jobs, reports of drills (FORMAT.md section 8).
 //!
 //! ```text
 //! | header 160 (plain) | sealed body | signature 64 | inline frames |
@@ -39,11 +39,13 @@ pub enum Kind {
     Revocation,
     /// A failover, and how far it is.
     Job,
+    /// The report of a drill.
+    Drill,
 }
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::Point, Self::Checkpoint, Self::Generation, Self::Heartbeat, Self::Revocation, Self::Job];
+    const ALL: [Self; 7] =
+        [Self::Point, Self::Checkpoint, Self::Generation, Self::Heartbeat, Self::Revocation, Self::Job, Self::Drill];
 
     fn byte(self) -> u8 {
         match self {
@@ -53,6 +55,7 @@ impl Kind {
             Self::Heartbeat => 4,
             Self::Revocation => 5,
             Self::Job => 6,
+            Self::Drill => 7,
         }
     }
 }
@@ -64,15 +67,15 @@ pub struct Position {
     pub kind: Kind,
     /// Whose vault.
     pub vault: VaultId,
-    /// Whose machine; of a heartbeat, the gateway's id; of a job, its own.
+    /// Whose machine; of a heartbeat, the gateway's id; of a job, its own; of a report, its job's.
     pub machine: MachineId,
     /// On which timeline (0 but for points and checkpoints).
     pub timeline: Timeline,
     /// The timeline of the point before.
     pub parent_timeline: Timeline,
-    /// Where on it (0 for generations and heartbeats; of a revocation, its time in milliseconds since 1970; of a job, how often it was written).
+    /// Where on it (0 for generations and heartbeats; of a revocation or report, its time in milliseconds since 1970; of a job, how often it was written).
     pub seq: Seq,
-    /// Under which generation (0 for heartbeats, revocations and jobs).
+    /// Under which generation (0 for heartbeats, revocations, jobs and reports).
     pub generation: Generation,
     /// The record digest of the point before; of the point itself for a checkpoint; of the record before for a job.
     pub previous: Digest,

@@ -212,7 +212,7 @@ impl Check {
         Ok(())
     }
 
-    /// Heartbeats, revocations, jobs: no restore needs them, and none of them need be there.
+    /// Heartbeats, revocations, jobs, reports of drills: no restore needs them, and none of them need be there.
     async fn beside_the_points(&mut self) -> Result<()> {
         for gateway in self.vault.gateways().await? {
             let read = self.vault.heartbeat(gateway).await;
@@ -225,6 +225,10 @@ impl Check {
         for id in self.vault.jobs().await? {
             let read = self.vault.job(id).await;
             self.note(&layout::job(id), read)?;
+        }
+        for key in self.vault.drills().await? {
+            let read = self.vault.drill_whole(key).await;
+            self.note(&key.name(), read)?;
         }
         Ok(())
     }

@@ -72,7 +72,8 @@ async fn start(common: &Common, kind: JobKind, args: Failover) -> Result<ExitCod
     failover::sweep(&vault, &root).await?;
     let machine = args.machine.machine;
     let what = format!("failover of {machine}");
-    let request = Request { kind, machine, asked: args.point, settings, root: root.clone(), lease: args.lease };
+    let request =
+        Request { kind, machine, asked: args.point, settings, root: root.clone(), lease: args.lease, drill: None };
     let meta = failover::begin(&vault, request).await.map_err(|e| e.context(what))?;
     let work = Work { job: JobArg { job: meta.job }, folder: Some(root), target_file: None };
     supervise_until_up(common, &vault, &meta, work).await

@@ -7,18 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use landfall_keys::RecoveryKey;
-use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, Result};
+use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, Result, Timestamp};
 use landfall_nbd::Address;
 use landfall_nbd::server::{Disk, Listening, Server};
-use landfall_vault::{Selector, Vault, now};
+use landfall_vault::{Selector, Vault, crash_point, now};
 use tokio::time::sleep;
 
 use super::place::{Lock, Place};
 use super::recorder::Recorder;
 use super::{host, plan};
 use crate::disk_view::PointView;
+use crate::drill::{self, Seen};
 use crate::export::ReadOnly;
-use crate::kvm::{self, Files, Plan, Running};
+use crate::kvm::{self, Files, Picture, Plan, Running};
 
 /// Names of steps.
 pub(super) const FENCE: &str = "fence";
@@ -84,16 +85,32 @@ impl Supervision<'_> {
         if let Some(text) = &self.settings {
             place.keep_settings(text)?;
         }
-        tokio::pin!(stop);
-        let made = tokio::select! {
-            made = self.make(&mut recorder, &place) => made,
-            () = &mut stop => Err(Error::new(ErrorKind::Unavailable, "it was told to stop")),
+        let (test, is_drill) = (recorder.meta().kind == JobKind::Test, recorder.meta().drill.is_some());
+        let lease_until = recorder.meta().lease_until.filter(|_| is_drill);
+        let stop = async move {
+            tokio::select! {
+                () = stop => "it was told to stop",
+                () = until(lease_until) => "it took too long",
+            }
         };
-        let test = recorder.meta().kind == JobKind::Test;
+        tokio::pin!(stop);
+        let seen = Seen::default();
+        let made = tokio::select! {
+            made = self.make(&mut recorder, &place, &seen) => made,
+            why = &mut stop => Err(Error::new(ErrorKind::Unavailable, why)),
+        };
         let made = match made {
             Ok(made) => made,
             Err(error) => {
                 (self.told)(Told::Failed(&error));
+                seen.failed(&error);
+                if is_drill {
+                    let none = Err("there was no machine, or no more".to_owned());
+                    // What is left on this host goes in any case.
+                    if let Err(error) = self.report(&recorder, &place, &seen, none).await {
+                        tracing::error!(%error, "the report of a drill cannot be stored");
+                    }
+                }
                 if test {
                     self.wipe(&mut recorder, &place, lock).await?;
                 }
@@ -103,18 +120,21 @@ impl Supervision<'_> {
         let Made { plan, machine, server } = made;
         let ended =
             async { server.await.map_err(|e| Error::with_source(ErrorKind::Bug, "the server of the disks died", e))? };
-        let outcome = if test {
+        let outcome = if is_drill {
+            let picture = machine.picture(&plan.files).await;
+            self.report(&recorder, &place, &seen, picture).await
+        } else if test {
             let attended = attend(&recorder, &machine);
             tokio::select! {
                 () = attended => Ok(()),
                 served = ended => served,
-                () = &mut stop => Ok(()),
+                _ = &mut stop => Ok(()),
             }
         } else {
             tokio::select! {
                 hydrated = self.hydrate(&mut recorder, &machine, &plan) => hydrated,
                 served = ended => served,
-                () = &mut stop => Ok(()),
+                _ = &mut stop => Ok(()),
             }
         };
         if test {
@@ -157,6 +177,21 @@ impl Supervision<'_> {
         Ok(place)
     }
 
+    /// Stores the report of a drill, whose machine is ended first: it does not wait for the store.
+    async fn report(
+        &self,
+        recorder: &Recorder,
+        place: &Place,
+        seen: &Seen,
+        picture: std::result::Result<Picture, String>,
+    ) -> Result<()> {
+        kvm::end(&Files::of(place.folder())).await?;
+        crash_point("drill.seen");
+        drill::store(self.vault, &self.recovery, recorder.meta(), seen, picture).await?;
+        crash_point("drill.reported");
+        Ok(())
+    }
+
     /// Ends a test: its machine, its folder.
     async fn wipe(&mut self, recorder: &mut Recorder, place: &Place, lock: Lock) -> Result<()> {
         kvm::end(&Files::of(place.folder())).await?;
@@ -170,7 +205,7 @@ impl Supervision<'_> {
     }
 
     /// All steps until the machine runs.
-    async fn make(&mut self, recorder: &mut Recorder, place: &Place) -> Result<Made> {
+    async fn make(&mut self, recorder: &mut Recorder, place: &Place, seen: &Seen) -> Result<Made> {
         let Self { vault, told, .. } = self;
         let (kind, id, name) = (recorder.meta().kind, recorder.meta().job, recorder.meta().machine.clone());
         if kind == JobKind::Unplanned {
@@ -202,6 +237,7 @@ impl Supervision<'_> {
         if before.is_none() {
             recorder.change(|meta| meta.point = Some(point)).await?;
         }
+        seen.point(view.meta().consistency);
         let plan = plan(recorder.meta(), place, view.meta().clone())?;
         told(Told::Step(DISKS));
         let for_disks = plan.clone();
@@ -226,12 +262,10 @@ impl Supervision<'_> {
         };
         let machine = recorder.step(MACHINE, start).await?;
         told(Told::Step(UP));
+        let is_drill = recorder.meta().drill.is_some();
         let up = async {
-            match &plan.settings.probe {
-                Some(probe) => machine.until_up(&plan, probe).await?,
-                None => machine.check().await?,
-            }
-            Ok(((), None))
+            let passed = machine.until_up(&plan, &seen.probed).await?;
+            if passed { Ok(((), None)) } else { Err(seen.not_up(&plan, is_drill)) }
         };
         // One that is not up runs all the same, and somebody will want to look at it.
         match recorder.step(UP, up).await {
@@ -239,7 +273,10 @@ impl Supervision<'_> {
                 recorder.change(|meta| meta.state = JobState::Up).await?;
                 told(Told::Up);
             }
-            Err(error) => told(Told::Failed(&error)),
+            Err(error) => {
+                seen.failed(&error);
+                told(Told::Failed(&error));
+            }
         }
         Ok(Made { plan, machine, server })
     }
@@ -296,6 +333,14 @@ async fn serve(view: &PointView, plan: &Plan) -> Result<tokio::task::JoinHandle<
     }
     let listening = Listening::at(&Address::Unix(plan.files.nbd())).await?;
     Ok(tokio::spawn(async move { Server::new(exports).serve(&listening).await }))
+}
+
+/// Returns at a moment; never where there is none.
+async fn until(moment: Option<Timestamp>) {
+    let Some(moment) = moment else { return std::future::pending().await };
+    while now() < moment {
+        sleep(WATCH).await;
+    }
 }
 
 /// Returns when a test's lease has ended, or its machine.
