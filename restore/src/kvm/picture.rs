@@ -34,7 +34,7 @@ impl Running {
                 arguments["format"] = json!(format);
             }
             if let Err(error) = self.execute("screendump", arguments).await {
-                why = format!("QEMU takes none: {error}");
+                why = format!("QEMU takes none: {}", error.desc().unwrap_or("it does not answer"));
                 continue;
             }
             match read(&path, magic) {

@@ -160,7 +160,7 @@ impl Running {
         loop {
             tokio::select! {
                 passed = &mut all => return Ok(passed.into_iter().all(|p| p)),
-                () = sleep(WATCH) => self.check().await?,
+                () = sleep(WATCH) => self.check().await.map_err(|e| e.context("the machine has ended"))?,
             }
         }
     }
