@@ -160,6 +160,7 @@ pub(crate) fn object_name(data: &[u8]) -> bool {
         Name::Heartbeat(gateway) => layout::heartbeat(gateway),
         Name::Revocation(machine, until) => layout::revocation(machine, until),
         Name::Job(job, seq) => layout::job_record(job, seq),
+        Name::Drill(begun, job) => layout::drill(begun, job),
         Name::Point(machine, timeline, seq) => layout::point(machine, timeline, seq),
         Name::Checkpoint(machine, timeline, seq) => layout::checkpoint(machine, timeline, seq),
     };

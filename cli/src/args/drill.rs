@@ -75,7 +75,7 @@ pub(crate) struct DrillRun {
     /// Where: kvm.
     #[arg(long, value_name = "TARGET", default_value = "kvm")]
     pub(crate) target: TargetKind,
-    /// What the machine is to be like there, and what is asked of it (TOML).
+    /// What the machine is to be like there, and what is asked of it (TOML). Of a folder: MACHINE.toml in it, or default.toml.
     #[arg(long, value_name = "FILE")]
     pub(crate) target_file: Option<PathBuf>,
     /// Folders of jobs, with the machines' disks, are made below this one. Default: failover in the state directory.
@@ -96,7 +96,7 @@ pub(crate) struct DrillSchedule {
     /// Of the newest point at which applications were quiesced.
     #[arg(long)]
     pub(crate) app: bool,
-    /// The target's file on the host of the drills.
+    /// The target's file, or the folder of them, on the host of the drills.
     #[arg(long, value_name = "FILE")]
     pub(crate) target_file: PathBuf,
 }

@@ -40,7 +40,6 @@ struct Drills<'a> {
     common: &'a Common,
     vault: Vault,
     recovery: Arc<RecoveryKey>,
-    settings: (String, PathBuf),
     root: PathBuf,
     args: &'a DrillRun,
 }
@@ -58,19 +57,16 @@ async fn start(common: &Common, args: DrillRun) -> Result<ExitCode> {
     }
     let recovery = common.recovery()?;
     let vault = common.vault_to_restore(&recovery).await?;
-    let settings = match &args.target_file {
-        Some(file) => (landfall_settings::read(file)?, file.clone()),
-        None => (String::new(), PathBuf::from("target")),
-    };
     let root = root(common, args.folder.clone())?;
     failover::sweep(&vault, &root).await?;
-    let drills = Drills { common, vault, recovery, settings, root, args: &args };
+    let drills = Drills { common, vault, recovery, root, args: &args };
     let Some(machine) = &args.which.machine else { return drills.all().await };
     let Ended { report, .. } = drills.one(machine.clone(), given).await?;
-    if let Some(file) = &args.picture {
+    output::document(common.json, &show::document(&report), || show::people(&report))?;
+    // A drill without a picture says so, and is none the worse for it.
+    if let Some(file) = args.picture.as_ref().filter(|_| report.picture.is_some()) {
         save_picture(&drills.vault, &drills.recovery, report.job, file).await?;
     }
-    output::document(common.json, &show::document(&report), || show::people(&report))?;
     Ok(code(&report))
 }
 
@@ -91,7 +87,7 @@ impl Drills<'_> {
             true => drill::newest_application(&self.vault, &machine).await?.to_string(),
             false => self.args.point.clone(),
         };
-        let (settings, root) = (self.settings.clone(), self.root.clone());
+        let (settings, root) = (self.settings(&machine)?, self.root.clone());
         let (kind, drill) = (JobKind::Test, Some(given));
         let request = Request { kind, machine, asked, settings, root, lease: drill::LIMIT, drill };
         let job = drill::begin(&self.vault, request).await?;
@@ -104,6 +100,19 @@ impl Drills<'_> {
             }
             Err(error) => Err(failed.unwrap_or(error)),
         }
+    }
+
+    /// The target's file of a machine: the one that was named, or, of a folder, the one of the machine's name, or `default.toml`.
+    fn settings(&self, machine: &MachineName) -> Result<(String, PathBuf)> {
+        let file = match &self.args.target_file {
+            None => return Ok((String::new(), PathBuf::from("target"))),
+            Some(folder) if folder.is_dir() => {
+                let own = folder.join(format!("{machine}.toml"));
+                if own.exists() { own } else { folder.join("default.toml") }
+            }
+            Some(file) => file.clone(),
+        };
+        Ok((landfall_settings::read(&file)?, file))
     }
 
     /// Has the job done, to its end; what it failed by, and whether it was interrupted. Then nothing of it is left on this host.
