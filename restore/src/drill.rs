@@ -16,7 +16,7 @@ use futures_util::{StreamExt, stream};
 use landfall_model::{
     Consistency, DrillMeta, Error, ErrorKind, JobId, JobMeta, MachineId, MachineName, Result, Seq, Timestamp,
 };
-use landfall_vault::{DrillKey, Vault};
+use landfall_vault::{DrillKey, Vault, now};
 
 use crate::failover::{self, Request};
 use crate::kvm::{Network, Settings};
@@ -24,6 +24,8 @@ pub(crate) use report::{Seen, store};
 
 /// A drill is over after so long, whatever it does.
 pub const LIMIT: Duration = Duration::from_secs(4 * 60 * 60);
+/// A drill is taken up within so many milliseconds of its beginning, or never.
+const TAKEN_UP_WITHIN_MS: i64 = 10 * 60 * 1000;
 /// Reports, or points, read at once.
 const READS_IN_FLIGHT: usize = 16;
 
@@ -74,6 +76,11 @@ pub(crate) fn suits(settings: &Settings) -> Result<()> {
         return Ok(());
     };
     Err(Error::new(ErrorKind::Usage, why))
+}
+
+/// Whether nobody will do a drill: its command was killed before anybody took it up. What is being done is locked, and not asked about.
+pub(crate) fn is_forsaken(job: &JobMeta) -> bool {
+    job.is_drill() && now().millis().saturating_sub(job.created.millis()) > TAKEN_UP_WITHIN_MS
 }
 
 /// Makes the job of a drill, and its folder on this host.
@@ -129,8 +136,7 @@ pub async fn machines(vault: &Vault) -> Result<(Vec<MachineName>, Vec<(MachineId
 }
 
 /// Reads reports, the newest first, until enough was heard. What cannot be read is told, and left out.
-async fn reports(vault: &Vault, mut hear: impl FnMut(DrillMeta) -> bool) -> Result<()> {
-    let keys = vault.drills().await?;
+async fn reports(vault: &Vault, keys: Vec<DrillKey>, mut hear: impl FnMut(DrillMeta) -> bool) -> Result<()> {
     let read = |key: DrillKey| async move { (key, vault.drill(key).await) };
     let mut read = stream::iter(keys.into_iter().rev()).map(read).buffered(READS_IN_FLIGHT);
     while let Some((key, report)) = read.next().await {
@@ -152,15 +158,15 @@ async fn reports(vault: &Vault, mut hear: impl FnMut(DrillMeta) -> bool) -> Resu
 /// # Errors
 /// `Unavailable`.
 pub async fn list(vault: &Vault, machine: Option<&MachineName>) -> Result<Vec<Drill>> {
-    let mut found = Vec::new();
-    reports(vault, |report| {
+    let (mut found, keys) = (Vec::new(), vault.drills().await?);
+    let reported: Vec<JobId> = keys.iter().map(|key| key.job).collect();
+    reports(vault, keys, |report| {
         found.push(Drill::Reported(report));
         true
     })
     .await?;
-    let reported: Vec<JobId> = vault.drills().await?.iter().map(|key| key.job).collect();
     let others = failover::jobs(vault).await?.into_iter();
-    found.extend(others.filter(|j| j.drill.is_some() && !reported.contains(&j.job)).map(Drill::Unreported));
+    found.extend(others.filter(|j| j.is_drill() && !reported.contains(&j.job)).map(Drill::Unreported));
     found.retain(|drill| machine.is_none_or(|name| drill.machine() == name));
     found.sort_by_key(|drill| std::cmp::Reverse(drill.begun()));
     Ok(found)
@@ -175,7 +181,7 @@ pub async fn find(vault: &Vault, id: JobId) -> Result<(Drill, Option<DrillKey>)>
         return Ok((Drill::Reported(vault.drill(key).await?), Some(key)));
     }
     match vault.job(id).await {
-        Ok(job) if job.meta.drill.is_some() => Ok((Drill::Unreported(job.meta), None)),
+        Ok(job) if job.meta.is_drill() => Ok((Drill::Unreported(job.meta), None)),
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Err(Error::new(ErrorKind::NotFound, format!("there is no drill {id}: see `landfall drill list`"))),
     }
@@ -197,7 +203,7 @@ pub struct Covered {
 pub async fn coverage(vault: &Vault, names: &[MachineName]) -> Result<BTreeMap<MachineName, Covered>> {
     let mut all: BTreeMap<MachineName, Covered> = names.iter().map(|n| (n.clone(), Covered::default())).collect();
     let mut left = all.len();
-    reports(vault, |report| {
+    reports(vault, vault.drills().await?, |report| {
         if let Some(one) = all.get_mut(&report.machine) {
             if report.passed() && one.passed.is_none() {
                 one.passed = Some(report.begun);

@@ -140,7 +140,10 @@ pub async fn sweep(vault: &Vault, root: &Path) -> Result<()> {
         let Ok(job) = vault.job(id).await else { continue };
         let begun = job.meta.steps.iter().any(|s| s.name == supervisor::MACHINE);
         let abandoned = job.meta.kind == JobKind::Test
-            && (job.meta.state.is_over() || begun || job.meta.lease_until.is_some_and(|until| until < now()));
+            && (job.meta.state.is_over()
+                || begun
+                || drill::is_forsaken(&job.meta)
+                || job.meta.lease_until.is_some_and(|until| until < now()));
         let Some(place) = Place::of_job(&root.join(id.to_string()), id)?.filter(|_| abandoned) else { continue };
         if job.meta.host == host() && Path::new(&job.meta.folder) == place.folder() && place.take()?.is_some() {
             tracing::info!(job = %id, "a test that nobody supervises any more is cleaned up");
@@ -277,7 +280,7 @@ fn plan(meta: &JobMeta, place: &Place, point: landfall_model::PointMeta) -> Resu
     let title = format!("landfall-{}-{}", meta.machine, &meta.job.to_string()[..8]);
     let (text, file) = place.settings()?;
     let settings = Settings::parse(&text, &file)?;
-    if meta.drill.is_some() {
+    if meta.is_drill() {
         drill::suits(&settings)?;
     }
     Ok(Plan { files: Files::of(place.folder()), settings, point, test: meta.kind == JobKind::Test, title })

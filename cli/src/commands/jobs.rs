@@ -61,7 +61,7 @@ pub(crate) fn document(meta: &JobMeta) -> Value {
         "job": meta.job, "kind": meta.kind, "machine": meta.machine, "target": meta.target, "state": meta.state,
         "asked": meta.asked, "seq": meta.point.map(|p| p.seq), "time": meta.point.map(|p| p.time), "host": meta.host, "folder": meta.folder,
         "created": meta.created, "updated": meta.updated, "lease_until": meta.lease_until,
-        "drill": meta.drill.is_some(), "steps": steps(&meta.steps),
+        "drill": meta.is_drill(), "steps": steps(&meta.steps),
     })
 }
 
@@ -69,7 +69,7 @@ fn table(jobs: &[JobMeta]) -> String {
     let mut rows = vec![["JOB", "KIND", "MACHINE", ">POINT", "STATE", "BEGUN", "HOST"].map(String::from).to_vec()];
     for j in jobs {
         let point = j.point.map_or_else(|| j.asked.clone(), |p| p.seq.to_string());
-        let kind = if j.drill.is_some() { "drill" } else { word(j.kind) };
+        let kind = if j.is_drill() { "drill" } else { word(j.kind) };
         let (kind, state) = (kind.to_owned(), state(j.state).to_owned());
         rows.push(vec![
             j.job.to_string(),

@@ -85,7 +85,7 @@ impl Supervision<'_> {
         if let Some(text) = &self.settings {
             place.keep_settings(text)?;
         }
-        let (test, is_drill) = (recorder.meta().kind == JobKind::Test, recorder.meta().drill.is_some());
+        let (test, is_drill) = (recorder.meta().kind == JobKind::Test, recorder.meta().is_drill());
         let lease_until = recorder.meta().lease_until.filter(|_| is_drill);
         let stop = async move {
             tokio::select! {
@@ -122,7 +122,8 @@ impl Supervision<'_> {
             async { server.await.map_err(|e| Error::with_source(ErrorKind::Bug, "the server of the disks died", e))? };
         let outcome = if is_drill {
             let picture = machine.picture(&plan.files).await;
-            self.report(&recorder, &place, &seen, picture).await
+            let stored = self.report(&recorder, &place, &seen, picture).await;
+            stored.inspect_err(|error| (self.told)(Told::Failed(error)))
         } else if test {
             let attended = attend(&recorder, &machine);
             tokio::select! {
@@ -262,7 +263,7 @@ impl Supervision<'_> {
         };
         let machine = recorder.step(MACHINE, start).await?;
         told(Told::Step(UP));
-        let is_drill = recorder.meta().drill.is_some();
+        let is_drill = recorder.meta().is_drill();
         let up = async {
             let passed = machine.until_up(&plan, &seen.probed).await?;
             if passed { Ok(((), None)) } else { Err(seen.not_up(&plan, is_drill)) }
