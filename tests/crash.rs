@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use landfall_tests::landfall::{Disk, IN_FAILOVER, Ran, Site, exit, number, strs};
+use landfall_tests::landfall::{Disk, IN_DRILL, IN_FAILOVER, Ran, Site, exit, number, strs};
 use landfall_tests::{disks, tools};
 use landfall_vault::CRASH_POINTS;
 use rustix::process::{Pid, Signal, kill_process};
@@ -106,10 +106,11 @@ const IN_REHYDRATE: [&str; 2] = ["rehydrate.first-write", "rehydrate.before-fini
 #[test]
 fn no_crash_point_is_without_a_test() {
     let in_gateway = [&support::IN_GATEWAY[..], &support::IN_COALESCING].concat();
-    let tested: BTreeSet<&str> = [&IN_CREATE[..], &IN_CYCLE, &IN_CHECKPOINT, &IN_REHYDRATE, &in_gateway, &IN_FAILOVER]
-        .concat()
-        .into_iter()
-        .collect();
+    let tested: BTreeSet<&str> =
+        [&IN_CREATE[..], &IN_CYCLE, &IN_CHECKPOINT, &IN_REHYDRATE, &in_gateway, &IN_FAILOVER, &IN_DRILL]
+            .concat()
+            .into_iter()
+            .collect();
     let listed: BTreeSet<&str> = CRASH_POINTS.iter().copied().collect();
     assert_eq!(tested, listed);
 }

@@ -6,8 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use landfall_keys::RecoveryKey;
 use landfall_keys::SiteKey;
-use landfall_model::{JobId, JobKind, JobMeta, JobState, Timestamp};
+use landfall_model::{
+    Digest, DrillMeta, DrillPicture, DrillProbe, DrillResult, JobId, JobKind, JobMeta, JobState, Timestamp,
+};
 use landfall_tests::landfall::{Site, exit};
 use landfall_tests::{disks, tools};
 use landfall_vault::{Store, Vault};
@@ -129,4 +132,47 @@ async fn a_reader_written_from_the_format_alone_reads_jobs() {
     let verified = site.gateway(&["verify"]);
     assert_eq!(verified.code(), Some(exit::CORRUPT), "{}", verified.story());
     assert!(verified.stdout.contains(&format!("control/jobs/{}", meta.job)), "{}", verified.story());
+}
+
+#[tokio::test]
+async fn a_reader_written_from_the_format_alone_reads_reports_of_drills_and_their_pictures() {
+    let Some(reader) = Reader::find() else { return };
+    let site = Site::with_vault();
+    let key = SiteKey::read(&site.site_key()).expect("the gateway's key");
+    let recovery = RecoveryKey::read(&site.recovery_key(), None).expect("the customer's key");
+    let vault = Vault::open_with_site_key(Store::open(site.url()).expect("a store"), key).await.expect("a vault");
+    let picture = disks::seeded_bytes(1, 5000);
+    let probe = DrillProbe { probe: "tcp:22".to_owned(), passed_ms: Some(4200), why: None };
+    let meta = DrillMeta {
+        job: JobId::from_bytes([0xcd; 16]),
+        machine: "web".parse().expect("a name"),
+        target: "kvm".to_owned(),
+        asked: "latest".to_owned(),
+        point: None,
+        consistency: None,
+        host: "here".to_owned(),
+        begun: "2026-11-22T06:00:00.123Z".parse().expect("a time"),
+        ended: Timestamp::from_millis(2),
+        rto_ms: Some(4200),
+        steps: Vec::new(),
+        probes: vec![probe],
+        fetched_bytes: 1,
+        result: DrillResult::Passed,
+        why: None,
+        code: 0,
+        version: "0".to_owned(),
+        picture: Some(DrillPicture {
+            format: "png".to_owned(),
+            bytes: 5000,
+            blake3: Digest::from_bytes(*blake3::hash(&picture).as_bytes()),
+        }),
+        no_picture: None,
+    };
+    vault.put_drill(&meta, Some((&picture, &recovery))).await.expect("stored");
+    let plain = DrillMeta { job: JobId::from_bytes([0xce; 16]), picture: None, ..meta.clone() };
+    vault.put_drill(&plain, None).await.expect("stored");
+    let listed = reader.run(&site, &["list"]);
+    let line = |id: JobId, bytes: usize| format!("drill {id}  web  passed  rto 4200  tcp:22=4200  picture {bytes}");
+    assert!(listed.contains(&line(meta.job, 5000)) && listed.contains(&line(plain.job, 0)), "{listed}");
+    site.assert_sound();
 }

@@ -1,11 +1,15 @@
 //! The command line as types. It is a contract: scripts are written against it.
 
+mod drill;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use landfall_model::{DiskName, DomainName, MachineName};
 use landfall_vault::Selector;
+
+pub(crate) use drill::{DrillCommand, DrillRun, DrillSchedule, Every};
 
 /// Disaster recovery to object storage: replicate disks into a vault that only your key can read, and bring them back.
 ///
@@ -87,6 +91,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Option<JobsCommand>,
     },
+    /// Try whether machines come up from their points, beside their sources, and keep a signed report of it.
+    #[command(subcommand)]
+    Drill(DrillCommand),
     /// Check that everything that the points promise is there and is what it was.
     #[command(after_help = "Examples:\n  landfall verify\n  landfall verify --machine web-01 --deep")]
     Verify(Verify),

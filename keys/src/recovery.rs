@@ -11,7 +11,8 @@ use crate::frame::EpochOpener;
 use crate::hpke;
 use crate::keyfile;
 use crate::passphrase::Passphrase;
-use crate::schedule::{Prk, RECOVERY_ED25519, RECOVERY_X25519, SIGN_VAULT};
+use crate::schedule::{Prk, RECOVERY_ED25519, RECOVERY_PICTURE, RECOVERY_X25519, SIGN_VAULT};
+use crate::sealed::Sealing;
 use crate::secret::Secret;
 use crate::signing::{RootPublic, Signer, SitePublic, first_8};
 use crate::site::SiteKey;
@@ -108,6 +109,27 @@ impl RecoveryKey {
         };
         let key = self.unwrap(&header, wrapped, signer)?;
         Ok(EpochOpener::new(self.vault, domain, epoch, &key))
+    }
+
+    /// A picture of a machine's screen, sealed so that only this recovery key opens it: salt | ciphertext | tag, 32 bytes more than `plain`.
+    /// `aad`: the vault's id and the drill's.
+    ///
+    /// # Errors
+    /// [`Io`](crate::KeyErrorKind::Io) when the system gives no random bytes.
+    pub fn seal_picture(&self, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>> {
+        Self::picture(&Prk::new(&self.seed)).seal(aad, plain)
+    }
+
+    /// A picture that was sealed.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::KeyErrorKind::Corrupt) when it is not what was sealed with this key and `aad`, to the bit.
+    pub fn open_picture(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>> {
+        Self::picture(&Prk::new(&self.seed)).open(aad, sealed)
+    }
+
+    fn picture(prk: &Prk) -> Sealing<'_> {
+        Sealing { prk, label: RECOVERY_PICTURE, context: &[], what: "the picture of a drill" }
     }
 
     fn unwrap<const N: usize>(&self, header: &WrappedHeader, object: &[u8], signer: &SitePublic) -> Result<Secret<N>> {

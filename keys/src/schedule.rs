@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! recovery seed ─┬─ RECOVERY_X25519 ───────────────── X25519 private key [32]      everything is wrapped to it
-//!                └─ RECOVERY_ED25519 ──────────────── root signing seed [32]       signs vault.json
+//!                ├─ RECOVERY_ED25519 ──────────────── root signing seed [32]       signs vault.json
+//!                └─ RECOVERY_PICTURE | salt ───────── key of one picture [32]      what a drill saw
 //! fingerprint ───┬─ DOMAIN_ID    | domain name ────── domain id [16]
 //! key            ├─ MACHINE_ID   | machine name ───── machine id [16]
 //!                ├─ AGENT_CA     | ────────────────── seed of the agents' certificate authority [32], not in the vault
@@ -41,6 +42,7 @@ pub(crate) struct Label(&'static str);
 
 pub(crate) const RECOVERY_X25519: Label = Label("landfall/1/recovery/x25519");
 pub(crate) const RECOVERY_ED25519: Label = Label("landfall/1/recovery/ed25519");
+pub(crate) const RECOVERY_PICTURE: Label = Label("landfall/1/recovery/picture");
 pub(crate) const DOMAIN_ID: Label = Label("landfall/1/domain-id");
 pub(crate) const MACHINE_ID: Label = Label("landfall/1/machine-id");
 pub(crate) const AGENT_CA: Label = Label("landfall/1/agent-ca");

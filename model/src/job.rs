@@ -131,6 +131,9 @@ pub struct JobMeta {
     /// The source, of a failover that is no test.
     #[serde(default)]
     pub source: JobSource,
+    /// A test that is a drill: when its command was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<Timestamp>,
 }
 
 impl JobMeta {
@@ -158,11 +161,37 @@ impl JobMeta {
             updated: created,
             lease_until: None,
             source: JobSource::default(),
+            drill: None,
         }
+    }
+
+    /// Whether it is a drill, whose machine is ended when it was asked what it was to be asked. Only a test is: a record that says it of another kind of
+    /// job must not end a machine that is needed.
+    pub fn is_drill(&self) -> bool {
+        self.kind == JobKind::Test && self.drill.is_some()
     }
 
     /// A step by its name.
     pub fn step(&self, name: &str) -> Option<&JobStep> {
         self.steps.iter().find(|s| s.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_test_is_a_drill_whatever_a_record_says() {
+        let (id, machine) = (JobId::from_bytes([1; 16]), "web".parse().expect("a name"));
+        let at = Timestamp::from_millis(1);
+        let mut job = JobMeta::begun(id, JobKind::Test, machine, "latest", ("here", "/run/job"), at);
+        assert!(!job.is_drill());
+        let old = serde_json::to_string(&job).expect("JSON");
+        assert!(!old.contains("drill"), "{old}");
+        job.drill = Some(at);
+        assert!(job.is_drill());
+        job.kind = JobKind::Unplanned;
+        assert!(!job.is_drill());
     }
 }

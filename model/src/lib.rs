@@ -3,6 +3,7 @@
 //! Pure values: no I/O, no clock, no randomness, no async. Everything else in the workspace stands on this crate.
 
 mod block_set;
+mod drill;
 mod error;
 mod extent;
 mod id;
@@ -17,6 +18,7 @@ mod progress;
 mod time;
 
 pub use block_set::BlockSet;
+pub use drill::{DrillMeta, DrillPicture, DrillProbe, DrillResult};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentSet};
 pub use id::{

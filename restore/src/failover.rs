@@ -19,6 +19,7 @@ use std::time::Duration;
 use landfall_model::{Error, ErrorKind, JobId, JobKind, JobMeta, JobState, MachineName, Result, Timestamp};
 use landfall_vault::{Job, Selector, Vault, now};
 
+use crate::drill;
 use crate::kvm::{self, Files, Plan, Settings};
 use place::Place;
 use recorder::{Recorder, in_the_way};
@@ -47,6 +48,8 @@ pub struct Request {
     pub source_is_lost: bool,
     /// Of a planned one: digests of the source's disks are compared with the point's.
     pub proof: bool,
+    /// Of a drill: when its command was given.
+    pub drill: Option<Timestamp>,
 }
 
 /// What this host calls itself.
@@ -79,7 +82,7 @@ pub async fn jobs(vault: &Vault) -> Result<Vec<JobMeta>> {
 /// # Errors
 /// `Usage` where the settings are wrong, `NotFound` where there is no such machine or point, `Conflict` where the machine is failed over already.
 pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
-    let Request { kind, machine, asked, settings: (text, file), root, lease, source_is_lost, proof } = request;
+    let Request { kind, machine, asked, settings: (text, file), root, lease, source_is_lost, proof, drill } = request;
     let settings = Settings::parse(&text, &file)?;
     if kind.is_real() {
         settings.with_network()?;
@@ -98,6 +101,7 @@ pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
     let folder = place.folder().display().to_string();
     let mut meta = JobMeta::begun(job, kind, machine, &asked, (&host(), &folder), now());
     (meta.source.lost, meta.source.proof) = (source_is_lost, proof);
+    meta.drill = drill;
     if kind == JobKind::Test {
         let lease_ms = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
         meta.lease_until = Some(Timestamp::from_millis(meta.created.millis().saturating_add(lease_ms)));
@@ -143,7 +147,10 @@ pub async fn sweep(vault: &Vault, root: &Path) -> Result<()> {
         let Ok(job) = vault.job(id).await else { continue };
         let begun = job.meta.steps.iter().any(|s| s.name == supervisor::MACHINE);
         let abandoned = job.meta.kind == JobKind::Test
-            && (job.meta.state.is_over() || begun || job.meta.lease_until.is_some_and(|until| until < now()));
+            && (job.meta.state.is_over()
+                || begun
+                || drill::is_forsaken(&job.meta)
+                || job.meta.lease_until.is_some_and(|until| until < now()));
         let Some(place) = Place::of_job(&root.join(id.to_string()), id)?.filter(|_| abandoned) else { continue };
         if job.meta.host == host() && Path::new(&job.meta.folder) == place.folder() && place.take()?.is_some() {
             tracing::info!(job = %id, "a test that nobody supervises any more is cleaned up");
@@ -283,5 +290,8 @@ fn plan(meta: &JobMeta, place: &Place, point: landfall_model::PointMeta) -> Resu
     let title = format!("landfall-{}-{}", meta.machine, &meta.job.to_string()[..8]);
     let (text, file) = place.settings()?;
     let settings = Settings::parse(&text, &file)?.fitting(&point)?;
+    if meta.is_drill() {
+        drill::suits(&settings)?;
+    }
     Ok(Plan { files: Files::of(place.folder()), settings, point, test: meta.kind == JobKind::Test, title })
 }

@@ -7,13 +7,18 @@ mod empty;
 mod machine;
 mod network;
 mod nics;
+mod picture;
+mod probe;
 mod seed;
 mod settings;
 
 pub(crate) use disks::make as make_disks;
 pub(crate) use machine::{Running, end};
 pub(crate) use network::remove as remove_networks;
-pub(crate) use settings::{Probe, Settings};
+pub(crate) use nics::Network;
+pub(crate) use picture::Picture;
+pub(crate) use probe::{Probed, not_passed};
+pub(crate) use settings::Settings;
 
 use std::path::{Path, PathBuf};
 
@@ -58,6 +63,11 @@ impl Files {
     /// The socket of its screen, for a VNC client.
     pub(crate) fn screen(&self) -> PathBuf {
         self.folder.join("screen.sock")
+    }
+
+    /// A picture of its screen.
+    pub(crate) fn picture(&self) -> PathBuf {
+        self.folder.join("picture")
     }
 
     /// The socket on which the vault's disks are served to it.

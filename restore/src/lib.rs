@@ -11,6 +11,7 @@ mod boot;
 mod cache;
 mod compare;
 mod disk_view;
+pub mod drill;
 mod export;
 pub mod failover;
 mod fetch;

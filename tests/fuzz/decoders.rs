@@ -162,6 +162,7 @@ pub(crate) fn object_name(data: &[u8]) -> bool {
         Name::Job(job, seq) => layout::job_record(job, seq),
         Name::Order(order, seq) => layout::order_record(order, seq),
         Name::Profile(machine, seq) => layout::profile(machine, seq),
+        Name::Drill(begun, job) => layout::drill(begun, job),
         Name::Point(machine, timeline, seq) => layout::point(machine, timeline, seq),
         Name::Checkpoint(machine, timeline, seq) => layout::checkpoint(machine, timeline, seq),
     };

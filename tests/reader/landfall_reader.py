@@ -11,6 +11,7 @@ Exit codes: 0 done, 1 the vault, the key or the request is refused (one line on 
 """
 import argparse
 import base64
+import datetime
 import functools
 import hmac
 import json
@@ -31,7 +32,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 FORMAT = 1
 MAX_CHUNK, MAX_PAGE, MAX_SEGMENT = 262144, 4194304, 67108864
-POINT, CHECKPOINT, GENERATION, HEARTBEAT, REVOCATION, JOB = 1, 2, 3, 4, 5, 6
+POINT, CHECKPOINT, GENERATION, HEARTBEAT, REVOCATION, JOB, DRILL = 1, 2, 3, 4, 5, 6, 7
 ZERO_ID = bytes(16)
 
 class Refused(Exception):
@@ -197,6 +198,7 @@ class Vault:
         self.x25519 = X25519PrivateKey.from_private_bytes(expand(seed, "landfall/1/recovery/x25519", b"", 32))
         recovery_public = self.x25519.public_key().public_bytes_raw()
         self.recipient = digest(recovery_public)[:8]
+        self.seed = seed
         outer = json.loads(self.read("vault.json"))
         check(outer.get("landfall") == "vault" and outer.get("format") == FORMAT, "vault.json: not a vault of format 1")
         root_public = ed25519_public(expand(seed, "landfall/1/recovery/ed25519", b"", 32))
@@ -305,18 +307,18 @@ class Record:
         agrees = (self.kind, self.machine_id, self.timeline, self.seq) == (kind, machine_id, timeline, seq)
         check(agrees and generation in (None, self.generation), f"{name}: another record than its name says")
         check(224 + body_length + inline_length == len(b) and body_length >= 32, f"{name}: lengths")
-        check(kind == POINT or inline_length == 0, f"{name}: inline frames")
+        check(kind in (POINT, DRILL) or inline_length == 0, f"{name}: inline frames")
         signed, signature, self.inline = b[: 160 + body_length], b[160 + body_length : 224 + body_length], b[224 + body_length :]
         verify(vault.signer(signer, name), "landfall/1/record", signed, signature, name)
         check(digest(self.inline) == inline_hash, f"{name}: inline frames")
         self.digest, self.site = digest(signed), vault.site_key(signer)
         key = expand(self.site.index, "landfall/1/record", b[160:176], 32)
         body = packed_block(unseal(key, b[:160], signed[176:], name), 1 << 30, name)
-        if kind in (GENERATION, HEARTBEAT, REVOCATION, JOB):
+        if kind in (GENERATION, HEARTBEAT, REVOCATION, JOB, DRILL):
             self.meta = json.loads(bytes(body))
         else:
             self.read_body(Cursor(body, name))
-        named = {HEARTBEAT: "gateway", JOB: "job"}.get(kind)
+        named = {HEARTBEAT: "gateway", JOB: "job", DRILL: "job"}.get(kind)
         of = bytes.fromhex(self.meta[named]) if named else self.site.machine_id(self.meta["machine"])
         check(of == machine_id, f"{name}: of another machine, gateway or job")
 
@@ -507,9 +509,27 @@ def jobs(vault):
             before = newest.digest
         yield newest
 
+def drills(vault):
+    """Section 8: the report of each drill, and the picture behind it, which the recovery key opens."""
+    for n in vault.names("control/drills", "[0-9a-f]{16}-[0-9a-f]{32}"):
+        begun, job = int(n[:16], 16), bytes.fromhex(n[17:])
+        r = Record(vault, f"control/drills/{n}", DRILL, job, seq=begun, generation=0)
+        said, picture = r.meta["picture"], None
+        at = datetime.datetime.fromisoformat(r.meta["begun"])
+        check(begun == (at - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(milliseconds=1), f"{r.name}: begun at another time")
+        check((said is None) == (len(r.inline) == 0), f"{r.name}: picture")
+        if said:
+            key = expand(vault.seed, "landfall/1/recovery/picture", bytes(r.inline[:16]), 32)
+            picture = unseal(key, vault.id + job, r.inline[16:], f"{r.name}: picture")
+            check((said["bytes"], said["blake3"]) == (len(picture), digest(picture).hex()), f"{r.name}: another picture than it says")
+        yield r, picture
+
 def list_points(vault, args):
     for r in jobs(vault):
         print(f"job {r.meta['job']}  {r.meta['kind']} {r.meta['machine']}  {r.meta['state']}")
+    for r, picture in drills(vault):
+        probes = " ".join(f"{p['probe']}={p['passed_ms']}" for p in r.meta["probes"])
+        print(f"drill {r.meta['job']}  {r.meta['machine']}  {r.meta['result']}  rto {r.meta['rto_ms']}  {probes}  picture {len(picture or b'')}")
     for r in beside_the_points(vault):
         if r.kind == HEARTBEAT:
             print(f"gateway {r.meta['gateway']}  alive {r.meta['renewed']}  holds {len(r.meta['machines'])}")

@@ -58,6 +58,9 @@ pub mod exit {
 /// Crash points that tests/failover.rs meets.
 pub const IN_FAILOVER: [&str; 3] = ["failover.step-done", "failover.step-written", "failover.copied"];
 
+/// Crash points that tests/drill.rs meets.
+pub const IN_DRILL: [&str; 2] = ["drill.seen", "drill.reported"];
+
 /// The binary that belongs to the running test: `target/<profile>/landfall`.
 ///
 /// # Panics

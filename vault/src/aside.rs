@@ -1,4 +1,4 @@
-//! What stands beside the points: small signed records with a JSON body (generations, heartbeats, revocations, jobs, boot profiles; FORMAT.md section 8).
+//! What stands beside the points: small signed records with a JSON body (generations, heartbeats, revocations, jobs, reports of drills, boot profiles, orders; FORMAT.md section 8).
 
 use landfall_model::{Digest, Error, ErrorKind, Generation, MachineId, Result, Seq, Timeline};
 use serde::Serialize;

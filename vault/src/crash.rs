@@ -45,6 +45,10 @@ pub const CRASH_POINTS: &[&str] = &[
     "failover.step-written",
     // a disk of the machine is copied and durable, and its overlay still has the vault behind it: copying it again finds nothing to do.
     "failover.copied",
+    // the machine of a drill has ended, and its report is not stored: its job says how far it came.
+    "drill.seen",
+    // the report is stored; its folder is still there.
+    "drill.reported",
 ];
 
 /// Ends the process here, as `kill -9` would, where the environment variable `LANDFALL_CRASH_AT` names this point

@@ -21,6 +21,8 @@ pub const GATEWAYS: &str = "gateways";
 pub const REVOKED: &str = "revoked";
 /// Folder of the jobs.
 pub const JOBS: &str = "control/jobs";
+/// Folder of the reports of drills.
+pub const DRILLS: &str = "control/drills";
 /// Folder of the orders.
 pub const ORDERS: &str = "control/orders";
 /// Folder of the boot profiles.
@@ -72,6 +74,11 @@ pub fn job(job: JobId) -> String {
 /// A record of a job.
 pub fn job_record(id: JobId, seq: Seq) -> String {
     format!("{}/{}", job(id), seq.key())
+}
+
+/// The report of a drill; `begun` is its time in milliseconds since 1970.
+pub fn drill(begun: Seq, job: JobId) -> String {
+    format!("{DRILLS}/{}-{job}", begun.key())
 }
 
 /// Folder of the orders of a day: days since 1970.
@@ -143,6 +150,8 @@ pub enum Name {
     Revocation(MachineId, Seq),
     /// A record of a job.
     Job(JobId, Seq),
+    /// The report of a drill.
+    Drill(Seq, JobId),
     /// A record of an order.
     Order(OrderId, Seq),
     /// A boot profile.
@@ -173,6 +182,10 @@ pub fn parse(name: &str) -> Option<Name> {
         [GATEWAYS, gateway] => Name::Heartbeat(gateway.parse().ok()?),
         [REVOKED, machine, until] => Name::Revocation(machine.parse().ok()?, Seq::from_key(until).ok()?),
         ["control", "jobs", job, seq] => Name::Job(job.parse().ok()?, Seq::from_key(seq).ok()?),
+        ["control", "drills", slot] => {
+            let (begun, job) = slot.split_once('-')?;
+            Name::Drill(Seq::from_key(begun).ok()?, job.parse().ok()?)
+        }
         ["control", "orders", day, order, seq] => {
             let order: OrderId = order.parse().ok()?;
             if day != order.day().to_string() {
@@ -216,6 +229,7 @@ mod tests {
             (heartbeat(gateway), Name::Heartbeat(gateway)),
             (revocation(machine, s), Name::Revocation(machine, s)),
             (job_record(JobId::from_bytes([8; 16]), s), Name::Job(JobId::from_bytes([8; 16]), s)),
+            (drill(s, JobId::from_bytes([8; 16])), Name::Drill(s, JobId::from_bytes([8; 16]))),
             (order_record(OrderId::from_bytes([0; 16]), s), Name::Order(OrderId::from_bytes([0; 16]), s)),
             (profile(machine, s), Name::Profile(machine, s)),
             (point(machine, t, s), Name::Point(machine, t, s)),

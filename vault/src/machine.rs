@@ -10,7 +10,7 @@ use landfall_model::{Consistency, Digest, ErrorKind, MachineId, PointMeta, Segme
 use crate::body::Body;
 use crate::layout::{self, Name};
 use crate::record::{self, Header, Kind, Position};
-use crate::store::PutExact;
+use crate::store::{PutExact, Store};
 use crate::vault::Vault;
 use landfall_model::{Error, Result};
 
@@ -103,6 +103,21 @@ impl std::str::FromStr for Selector {
     }
 }
 
+/// The beginning of a record's object of `size` bytes, up to its signature: one request for most.
+pub(crate) async fn head_bytes(store: &Store, name: &str, size: u64) -> Result<Bytes> {
+    let missing = || Error::corrupt(format!("{name}: it is missing"));
+    let first = store.get_range(name, 0, size.clamp(1, HEAD_BYTES)).await?.ok_or_else(missing)?;
+    let needed = Header::parse(&first).map_err(|e| e.context(name))?.inline_start();
+    if needed <= first.len() as u64 {
+        return Ok(first);
+    }
+    if needed > size {
+        return Err(Error::corrupt(format!("{name}: it is cut short")));
+    }
+    let rest = store.get_range(name, first.len() as u64, needed).await?.ok_or_else(missing)?;
+    Ok([first, rest].concat().into())
+}
+
 impl Machine {
     pub(crate) fn new(vault: Vault, id: MachineId) -> Self {
         Self { vault, id }
@@ -192,18 +207,7 @@ impl Machine {
     }
 
     async fn head_bytes(&self, name: &str, size: u64) -> Result<Bytes> {
-        let store = self.vault.store();
-        let missing = || Error::corrupt(format!("{name}: it is missing"));
-        let first = store.get_range(name, 0, size.clamp(1, HEAD_BYTES)).await?.ok_or_else(missing)?;
-        let needed = Header::parse(&first).map_err(|e| e.context(name))?.inline_start();
-        if needed <= first.len() as u64 {
-            return Ok(first);
-        }
-        if needed > size {
-            return Err(Error::corrupt(format!("{name}: it is cut short")));
-        }
-        let rest = store.get_range(name, first.len() as u64, needed).await?.ok_or_else(missing)?;
-        Ok([first, rest].concat().into())
+        head_bytes(self.vault.store(), name, size).await
     }
 
     async fn header(&self, key: PointKey) -> Result<Header> {

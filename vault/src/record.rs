@@ -1,4 +1,4 @@
-//! Records: the signed, sealed and chained objects: points, checkpoints, generations, heartbeats, revocations, jobs, boot profiles (FORMAT.md section 8).
+//! Records: the signed, sealed and chained objects: points, checkpoints, generations, heartbeats, revocations, jobs, reports of drills, boot profiles, orders (FORMAT.md section 8).
 //!
 //! ```text
 //! | header 160 (plain) | sealed body | signature 64 | inline frames |
@@ -39,6 +39,8 @@ pub enum Kind {
     Revocation,
     /// A failover, and how far it is.
     Job,
+    /// The report of a drill.
+    Drill,
     /// What a machine reads when it boots.
     Profile,
     /// What an agent is told to do, and what came of it.
@@ -46,13 +48,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Point,
         Self::Checkpoint,
         Self::Generation,
         Self::Heartbeat,
         Self::Revocation,
         Self::Job,
+        Self::Drill,
         Self::Profile,
         Self::Order,
     ];
@@ -65,6 +68,7 @@ impl Kind {
             Self::Heartbeat => 4,
             Self::Revocation => 5,
             Self::Job => 6,
+            Self::Drill => 7,
             Self::Profile => 8,
             Self::Order => 9,
         }
@@ -78,15 +82,15 @@ pub struct Position {
     pub kind: Kind,
     /// Whose vault.
     pub vault: VaultId,
-    /// Whose machine; of a heartbeat, the gateway's id; of a job or an order, its own.
+    /// Whose machine; of a heartbeat, the gateway's id; of a job or an order, its own; of a report, its job's.
     pub machine: MachineId,
     /// On which timeline (0 but for points and checkpoints).
     pub timeline: Timeline,
     /// The timeline of the point before.
     pub parent_timeline: Timeline,
-    /// Where on it (0 for generations and heartbeats; of a revocation, its time in milliseconds since 1970; of a job or an order, how often it was written; of a boot profile, its number).
+    /// Where on it (0 for generations and heartbeats; of a revocation or report, its time in milliseconds since 1970; of a job or an order, how often it was written; of a boot profile, its number).
     pub seq: Seq,
-    /// Under which generation (0 for heartbeats, revocations, jobs, orders and boot profiles).
+    /// Under which generation (0 for heartbeats, revocations, jobs, reports, orders and boot profiles).
     pub generation: Generation,
     /// The record digest of the point before; of the point itself for a checkpoint; of the record before for a job or an order.
     pub previous: Digest,

@@ -212,7 +212,7 @@ impl Check {
         Ok(())
     }
 
-    /// Heartbeats, revocations, jobs, orders, boot profiles: no restore needs them, and none of them need be there.
+    /// Heartbeats, revocations, jobs, reports of drills, orders, boot profiles: no restore needs them, and none of them need be there.
     async fn beside_the_points(&mut self) -> Result<()> {
         for gateway in self.vault.gateways().await? {
             let read = self.vault.heartbeat(gateway).await;
@@ -234,6 +234,10 @@ impl Check {
             for (name, read) in self.vault.check_profiles(machine).await? {
                 self.note(&name, read)?;
             }
+        }
+        for key in self.vault.drills().await? {
+            let read = self.vault.drill_whole(key).await;
+            self.note(&key.name(), read)?;
         }
         Ok(())
     }

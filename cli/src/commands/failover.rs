@@ -70,7 +70,8 @@ pub(crate) async fn run(common: &Common, command: FailoverCommand) -> Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-fn root(common: &Common, folder: Option<PathBuf>) -> Result<PathBuf> {
+/// Folders of jobs are made below this one.
+pub(super) fn root(common: &Common, folder: Option<PathBuf>) -> Result<PathBuf> {
     let root = folder.map_or_else(|| common.state_root().map(|root| root.join("failover")), Ok)?;
     std::path::absolute(&root)
         .map_err(|e| Error::with_source(ErrorKind::Usage, format!("{}: no path", root.display()), e))
@@ -96,6 +97,7 @@ async fn start(common: &Common, kind: JobKind, args: Failover, more: impl FnOnce
         lease: args.lease,
         source_is_lost: false,
         proof: false,
+        drill: None,
     };
     more(&mut request);
     let meta = failover::begin(&vault, request).await.map_err(|e| e.context(what))?;
@@ -111,11 +113,7 @@ pub(crate) async fn supervise_until_up(common: &Common, vault: &Vault, meta: &Jo
     let id = meta.job;
     let verb = if meta.kind == JobKind::Test { "keep" } else { "supervise" };
     let mut command = background(common, verb, work)?.1;
-    let log = |folder: PathBuf| {
-        OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join("supervisor.log")).ok()
-    };
-    let stderr = failover::folder(meta)?.and_then(log).map_or_else(Stdio::null, Stdio::from);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_of(meta)?).spawn();
     let mut child = child.map_err(|e| Error::with_source(ErrorKind::Unavailable, "cannot start the supervisor", e))?;
     let said = child.stdout.take().ok_or_else(|| Error::new(ErrorKind::Bug, "the supervisor has no output"))?;
     let quiet = common.quiet || common.json;
@@ -131,6 +129,14 @@ pub(crate) async fn supervise_until_up(common: &Common, vault: &Vault, meta: &Jo
         }
         Err(error) => Err(error.context(format!("job {id}"))),
     }
+}
+
+/// What a job's supervisor logs goes into its folder.
+pub(super) fn log_of(meta: &JobMeta) -> Result<Stdio> {
+    let log = |folder: PathBuf| {
+        OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join("supervisor.log")).ok()
+    };
+    Ok(failover::folder(meta)?.and_then(log).map_or_else(Stdio::null, Stdio::from))
 }
 
 /// Hears the supervisor out until it says how it went.
@@ -156,7 +162,7 @@ fn own_program() -> Result<PathBuf> {
 }
 
 /// Another process of ours, for a job; and the folder that holds those of jobs.
-fn background(common: &Common, verb: &str, work: Work) -> Result<(PathBuf, Command)> {
+pub(super) fn background(common: &Common, verb: &str, work: Work) -> Result<(PathBuf, Command)> {
     let root = root(common, work.folder)?;
     let mut command = Command::new(own_program()?);
     command.args(["failover", verb, &work.job.job.to_string()]).arg("--folder").arg(&root).args(own_options(common));

@@ -50,14 +50,19 @@ fn state(state: JobState) -> &'static str {
     }
 }
 
+/// Steps, in the document of a job.
+pub(super) fn steps(steps: &[JobStep]) -> Vec<Value> {
+    let step = |s: &JobStep| json!({ "name": s.name, "started": s.started, "elapsed_ms": s.took_ms(), "done": s.is_done(), "error": s.error, "detail": s.detail });
+    steps.iter().map(step).collect()
+}
+
 /// The stable document of a job.
 pub(crate) fn document(meta: &JobMeta) -> Value {
-    let step = |s: &JobStep| json!({ "name": s.name, "started": s.started, "elapsed_ms": s.took_ms(), "done": s.is_done(), "error": s.error, "detail": s.detail });
     json!({
         "job": meta.job, "kind": meta.kind, "machine": meta.machine, "target": meta.target, "state": meta.state,
         "asked": meta.asked, "seq": meta.point.map(|p| p.seq), "time": meta.point.map(|p| p.time), "host": meta.host, "folder": meta.folder,
         "created": meta.created, "updated": meta.updated, "lease_until": meta.lease_until,
-        "steps": meta.steps.iter().map(step).collect::<Vec<_>>(),
+        "drill": meta.is_drill(), "steps": steps(&meta.steps),
     })
 }
 
@@ -65,7 +70,8 @@ fn table(jobs: &[JobMeta]) -> String {
     let mut rows = vec![["JOB", "KIND", "MACHINE", ">POINT", "STATE", "BEGUN", "HOST"].map(String::from).to_vec()];
     for j in jobs {
         let point = j.point.map_or_else(|| j.asked.clone(), |p| p.seq.to_string());
-        let (kind, state) = (word(j.kind).to_owned(), state(j.state).to_owned());
+        let kind = if j.is_drill() { "drill" } else { word(j.kind) };
+        let (kind, state) = (kind.to_owned(), state(j.state).to_owned());
         rows.push(vec![
             j.job.to_string(),
             kind,

@@ -2,6 +2,7 @@
 
 mod agent;
 mod demo;
+mod drill;
 mod failover;
 mod gateway;
 mod jobs;
@@ -35,6 +36,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Serve(args) => return serve::run(common, args).await,
         Command::Failover(command) => return failover::run(common, command).await,
         Command::Jobs { command } => return jobs::run(common, command).await,
+        Command::Drill(command) => return drill::run(common, command).await,
         Command::Verify(args) => return verify::run(common, args).await,
         Command::Keys(KeysCommand::Shares { threshold, shares }) => keys::shares(common, threshold, shares)?,
         Command::Keys(KeysCommand::Combine { files }) => keys::combine(common, &files)?,

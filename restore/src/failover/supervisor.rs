@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use landfall_keys::RecoveryKey;
-use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, MachineName, Result};
+use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, MachineName, Result, Timestamp};
 use landfall_nbd::Address;
 use landfall_nbd::server::{Disk, Listening, Server};
-use landfall_vault::{Selector, Vault, now};
+use landfall_vault::{Selector, Vault, crash_point, now};
 use tokio::time::{Instant, sleep};
 
 use super::place::{Lock, Place};
@@ -18,8 +18,9 @@ use super::recorder::Recorder;
 use super::{host, plan, source};
 use crate::boot;
 use crate::disk_view::PointView;
+use crate::drill::{self, Seen};
 use crate::export::ReadOnly;
-use crate::kvm::{self, Files, Plan, Running};
+use crate::kvm::{self, Files, Picture, Plan, Running};
 use crate::orders::{self, COMMIT_MAX};
 use crate::proof::prove as prove_disks;
 
@@ -94,16 +95,32 @@ impl Supervision<'_> {
         if let Some(text) = &self.settings {
             place.keep_settings(text)?;
         }
-        tokio::pin!(stop);
-        let made = tokio::select! {
-            made = self.make(&mut recorder, &place) => made,
-            () = &mut stop => Err(Error::new(ErrorKind::Unavailable, "it was told to stop")),
+        let (test, is_drill) = (recorder.meta().kind == JobKind::Test, recorder.meta().is_drill());
+        let lease_until = recorder.meta().lease_until.filter(|_| is_drill);
+        let stop = async move {
+            tokio::select! {
+                () = stop => "it was told to stop",
+                () = until(lease_until) => "it took too long",
+            }
         };
-        let test = recorder.meta().kind == JobKind::Test;
+        tokio::pin!(stop);
+        let seen = Seen::default();
+        let made = tokio::select! {
+            made = self.make(&mut recorder, &place, &seen) => made,
+            why = &mut stop => Err(Error::new(ErrorKind::Unavailable, why)),
+        };
         let made = match made {
             Ok(made) => made,
             Err(error) => {
                 (self.told)(Told::Failed(&error));
+                seen.failed(&error);
+                if is_drill {
+                    let none = Err("there was no machine, or no more".to_owned());
+                    // What is left on this host goes in any case.
+                    if let Err(error) = self.report(&recorder, &place, &seen, none).await {
+                        tracing::error!(%error, "the report of a drill cannot be stored");
+                    }
+                }
                 if test {
                     self.wipe(&mut recorder, &place, lock).await?;
                 }
@@ -113,18 +130,27 @@ impl Supervision<'_> {
         let Made { plan, machine, server, view } = made;
         let ended =
             async { server.await.map_err(|e| Error::with_source(ErrorKind::Bug, "the server of the disks died", e))? };
-        let outcome = if test {
+        let outcome = if is_drill {
+            if recorder.meta().state == JobState::Up
+                && let Err(error) = keep_profile(&mut recorder, self.vault, &view).await
+            {
+                tracing::warn!(%error, "what the machine read at its boot is not kept");
+            }
+            let picture = machine.picture(&plan.files).await;
+            let stored = self.report(&recorder, &place, &seen, picture).await;
+            stored.inspect_err(|error| (self.told)(Told::Failed(error)))
+        } else if test {
             let attended = attend(&mut recorder, &machine, &plan, self.vault, &view);
             tokio::select! {
                 () = attended => Ok(()),
                 served = ended => served,
-                () = &mut stop => Ok(()),
+                _ = &mut stop => Ok(()),
             }
         } else {
             tokio::select! {
                 hydrated = self.hydrate(&mut recorder, &machine, &plan) => hydrated,
                 served = ended => served,
-                () = &mut stop => Ok(()),
+                _ = &mut stop => Ok(()),
             }
         };
         if test {
@@ -167,6 +193,21 @@ impl Supervision<'_> {
         Ok(place)
     }
 
+    /// Stores the report of a drill, whose machine is ended first: it does not wait for the store.
+    async fn report(
+        &self,
+        recorder: &Recorder,
+        place: &Place,
+        seen: &Seen,
+        picture: std::result::Result<Picture, String>,
+    ) -> Result<()> {
+        kvm::end(&Files::of(place.folder())).await?;
+        crash_point("drill.seen");
+        drill::store(self.vault, &self.recovery, recorder.meta(), seen, picture).await?;
+        crash_point("drill.reported");
+        Ok(())
+    }
+
     /// Ends a test: its machine, its folder.
     async fn wipe(&mut self, recorder: &mut Recorder, place: &Place, lock: Lock) -> Result<()> {
         kvm::end(&Files::of(place.folder())).await?;
@@ -180,7 +221,7 @@ impl Supervision<'_> {
     }
 
     /// All steps until the machine runs.
-    async fn make(&mut self, recorder: &mut Recorder, place: &Place) -> Result<Made> {
+    async fn make(&mut self, recorder: &mut Recorder, place: &Place, seen: &Seen) -> Result<Made> {
         let Self { vault, told, .. } = self;
         let (kind, name) = (recorder.meta().kind, recorder.meta().machine.clone());
         // Whoever goes on with a job whose source is fenced finds it stopped, or lost.
@@ -225,6 +266,7 @@ impl Supervision<'_> {
             told(Told::Step(FENCE));
             fence(vault, recorder, Some(point)).await?;
         }
+        seen.point(view.meta().consistency);
         let plan = plan(recorder.meta(), place, view.meta().clone())?;
         let view = Arc::new(view);
         if plan.test {
@@ -261,12 +303,10 @@ impl Supervision<'_> {
             Ok(())
         };
         told(Told::Step(UP));
+        let is_drill = recorder.meta().is_drill();
         let up = async {
-            match &plan.settings.probe {
-                Some(probe) => machine.until_up(&plan, probe).await?,
-                None => machine.check().await?,
-            }
-            Ok(((), Some(view.story())))
+            let passed = machine.until_up(&plan, &seen.probed).await?;
+            if passed { Ok(((), Some(view.story()))) } else { Err(seen.not_up(&plan, is_drill)) }
         };
         // One that is not up runs all the same, and somebody will want to look at it.
         let is_up = recorder.step(UP, up).await;
@@ -279,6 +319,7 @@ impl Supervision<'_> {
                 if recorder.meta().state != JobState::Failed {
                     recorder.change(|meta| meta.state = JobState::Failed).await?;
                 }
+                seen.failed(&error);
                 told(Told::Failed(&error));
             }
         }
@@ -389,6 +430,14 @@ async fn serve(view: &PointView, plan: &Plan) -> Result<tokio::task::JoinHandle<
     Ok(tokio::spawn(async move { Server::new(exports).serve(&listening).await }))
 }
 
+/// Returns at a moment; never where there is none.
+async fn until(moment: Option<Timestamp>) {
+    let Some(moment) = moment else { return std::future::pending().await };
+    while now() < moment {
+        sleep(WATCH).await;
+    }
+}
+
 /// Fetches what the machine read when it booted before. It boots without, whatever comes of it.
 async fn fetch_ahead(vault: Vault, view: Arc<PointView>) {
     let ahead = async {
@@ -418,7 +467,7 @@ async fn keep_profile(recorder: &mut Recorder, vault: &Vault, view: &PointView) 
 /// Returns when a test's lease has ended, or its machine. Keeps meanwhile what it has read at its boot.
 async fn attend(recorder: &mut Recorder, machine: &Running, plan: &Plan, vault: &Vault, view: &PointView) {
     let until = recorder.meta().lease_until.unwrap_or_else(now);
-    let record = if plan.settings.probe.is_some() { RECORD } else { RECORD_UNPROBED };
+    let record = if !plan.settings.probes.is_empty() { RECORD } else { RECORD_UNPROBED };
     // One that is not up has not read what a boot reads.
     let mut record_until = (recorder.meta().state == JobState::Up).then(|| Instant::now() + record);
     while now() < until {

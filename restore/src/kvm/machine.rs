@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use landfall_model::{Error, ErrorKind, Result};
-use landfall_qmp::{GuestAgent, Qmp, QmpError};
+use landfall_qmp::{Qmp, QmpError};
 use landfall_vault::crash_point;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::command::{Host, arguments, is_uefi, node, vault_node};
 use super::settings::Inject;
-use super::{Files, Plan, Probe, addresses, disks, network, nics};
+use super::{Files, Plan, addresses, disks, network, nics};
 
 /// How long QEMU may take to open its monitor, and to answer a command.
 const MONITOR_LIMIT: Duration = Duration::from_secs(60);
@@ -53,7 +53,8 @@ pub(crate) struct Running {
     qmp: Arc<Mutex<Qmp>>,
 }
 
-fn tail(path: &Path) -> String {
+/// The end of a log.
+pub(super) fn tail(path: &Path) -> String {
     let read = || -> std::io::Result<String> {
         use std::io::{Seek, SeekFrom};
         let mut file = File::open(path)?;
@@ -66,7 +67,7 @@ fn tail(path: &Path) -> String {
     read().unwrap_or_default()
 }
 
-fn blocking<T>(done: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
+pub(super) fn blocking<T>(done: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
     done.map_err(|e| Error::with_source(ErrorKind::Bug, "a task of a machine died", e))?
 }
 
@@ -145,7 +146,11 @@ impl Running {
         }
     }
 
-    async fn execute(&self, command: &'static str, arguments: Value) -> std::result::Result<Value, QmpError> {
+    pub(super) async fn execute(
+        &self,
+        command: &'static str,
+        arguments: Value,
+    ) -> std::result::Result<Value, QmpError> {
         let qmp = self.qmp.clone();
         let done = tokio::task::spawn_blocking(move || {
             qmp.lock().unwrap_or_else(PoisonError::into_inner).execute(command, arguments)
@@ -208,37 +213,6 @@ impl Running {
                     format!("{why}: install qemu-guest-agent in it, or set inject = \"seed\""),
                 ))
             }
-        }
-    }
-
-    /// Waits until it is up.
-    ///
-    /// # Errors
-    /// `Unavailable` where it ends before, or is not up in time.
-    pub(crate) async fn until_up(&self, plan: &Plan, probe: &Probe) -> Result<()> {
-        let deadline = Instant::now() + plan.settings.probe_limit;
-        loop {
-            self.check().await?;
-            let up = match probe {
-                Probe::Console(text) => {
-                    let (path, text) = (plan.files.console(), text.clone());
-                    blocking(tokio::task::spawn_blocking(move || Ok(tail(&path).contains(&text))).await)?
-                }
-                Probe::Agent => {
-                    let path = plan.files.agent();
-                    let answers = move || Ok(GuestAgent::connect(&path, Duration::from_secs(2)).is_ok());
-                    blocking(tokio::task::spawn_blocking(answers).await)?
-                }
-            };
-            if up {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                let (limit, console) = (plan.settings.probe_limit.as_secs(), plan.files.console());
-                let why = format!("the machine runs, and was not up within {limit} s: see {}", console.display());
-                return Err(Error::new(ErrorKind::Unavailable, why));
-            }
-            sleep(POLL).await;
         }
     }
 

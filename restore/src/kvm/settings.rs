@@ -10,7 +10,7 @@
 //! firmware = "uefi"             # or "bios"; default: as in the point, or "bios"
 //! bus = "virtio"                # of the disks: "virtio", "scsi", "sata", "nvme"
 //! accel = "auto"                # "kvm", "tcg" (emulation); "auto": KVM where this host has it
-//! probe = "console:login:"      # up when this is on the first serial port; or "agent": when the guest's agent answers; default: when it runs
+//! probe = "console:login:"      # up when this is on the first serial port; others: probe.rs; a list: when all pass; default: when it runs
 //! probe_limit = "5min"          # the default
 //! arguments = ["-device", "..."] # more arguments for QEMU
 //!
@@ -25,6 +25,7 @@ use landfall_settings::{Source, Table};
 
 use super::empty::{self, Empty};
 use super::nics::{self, Network, NicSettings, network_of};
+use super::probe::{PROBES_MAX, Probe};
 
 const KEYS: &[&str] = &[
     "network",
@@ -69,15 +70,6 @@ impl Inject {
     }
 }
 
-/// When the machine is up.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Probe {
-    /// This stands on its first serial port.
-    Console(String),
-    /// Its guest agent answers.
-    Agent,
-}
-
 /// The settings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Settings {
@@ -96,7 +88,8 @@ pub(crate) struct Settings {
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) append: Option<String>,
-    pub(crate) probe: Option<Probe>,
+    /// The machine is up when all of them have passed.
+    pub(crate) probes: Vec<Probe>,
     pub(crate) probe_limit: Duration,
     pub(crate) arguments: Vec<String>,
     /// Disks that are not protected.
@@ -152,7 +145,7 @@ impl Settings {
             kernel: kvm.path("kernel")?,
             initrd: kvm.path("initrd")?,
             append: text_of(&kvm, "append")?,
-            probe: kvm.text("probe")?.map(|(at, text)| probe(&text).map_err(|e| source.wrong(at, e))).transpose()?,
+            probes: probes(source, &kvm)?,
             probe_limit: kvm.duration("probe_limit")?.unwrap_or(PROBE_LIMIT),
             arguments: arguments.into_iter().map(|(_, text)| text).collect(),
             empty: empty::parse(source, root.get("disk"))?,
@@ -198,12 +191,29 @@ fn default_qemu() -> String {
     format!("qemu-system-{}", std::env::consts::ARCH)
 }
 
-fn probe(text: &str) -> std::result::Result<Probe, String> {
-    match text.strip_prefix("console:") {
-        Some(wanted) if !wanted.is_empty() => Ok(Probe::Console(wanted.to_owned())),
-        None if text == "agent" => Ok(Probe::Agent),
-        _ => Err(format!("probe {text:?}: it is agent or console:TEXT")),
+/// One, or a list of them. Those that need a network must have one that reaches the machine from here and from nowhere else.
+fn probes(source: Source<'_>, kvm: &Table<'_>) -> Result<Vec<Probe>> {
+    let Some(value) = kvm.get("probe") else { return Ok(Vec::new()) };
+    let texts = match value.get_ref().as_str() {
+        Some(text) => vec![(value.span().start, text.to_owned())],
+        None => source.texts(value)?,
+    };
+    if texts.len() > PROBES_MAX {
+        return Err(source.wrong(value.span().start, format!("probe: at most {PROBES_MAX} are asked")));
     }
+    let reached =
+        matches!(kvm.text("network")?.as_ref().map(|(_, text)| text.as_str()), None | Some("isolated" | "user"));
+    let one = |(at, text): (usize, String)| match text.parse::<Probe>() {
+        Ok(probe) if probe.needs_network() && !reached => {
+            let why = format!(
+                "probe {text:?}: it reaches the machine by a network of QEMU's own: write network = \"isolated\" (or \"user\")"
+            );
+            Err(source.wrong(at, why))
+        }
+        Ok(probe) => Ok(probe),
+        Err(why) => Err(source.wrong(at, why)),
+    };
+    texts.into_iter().map(one).collect()
 }
 
 #[cfg(test)]
@@ -224,7 +234,9 @@ mod tests {
         let some = parse(text).expect("right");
         assert_eq!((some.cpus, some.memory, some.uefi), (Some(4), Some(8 << 30), Some(true)));
         assert_eq!(some.network, Some(Network::Bridge("br0".to_owned())));
-        assert_eq!(some.probe, Some(Probe::Console("login:".to_owned())));
+        assert_eq!(some.probes, [Probe::Console("login:".to_owned())]);
+        let several = parse("[kvm]\nprobe = [\"agent\", \"tcp:22\"]").expect("isolated, as nothing else is said");
+        assert_eq!(several.probes, [Probe::Agent, Probe::Tcp(22)]);
         assert_eq!(some.empty.len(), 1);
     }
 
@@ -237,7 +249,7 @@ mod tests {
         let all: Vec<&str> =
             example.lines().map(|line| line.strip_prefix("# ").filter(|l| setting(l)).unwrap_or(line)).collect();
         let all = parse(&all.join("\n")).expect("right with everything");
-        assert_eq!((all.cpus, all.probe, all.arguments.len()), (Some(4), Some(Probe::Agent), 2));
+        assert_eq!((all.cpus, all.probes.as_slice(), all.arguments.len()), (Some(4), &[Probe::Agent][..], 2));
         assert_eq!((all.nics.len(), all.test_network), (2, Some(Network::Created("lab".to_owned()))));
     }
 
@@ -248,6 +260,10 @@ mod tests {
             ("[kvm]\n\nbus = \"floppy\"", "3: bus"),
             ("[kvm]\ncpus = 0", "2: cpus"),
             ("[kvm]\nprobe = \"console:\"", "2: probe"),
+            ("[kvm]\nprobe = [\"agent\",\n\"tcp:0\"]", "3: probe"),
+            ("[kvm]\nprobe = 7", "2: expected a list"),
+            ("[kvm]\nnetwork = \"none\"\nprobe = \"tcp:22\"", "isolated"),
+            ("[kvm]\nnetwork = \"bridge:br0\"\nprobe = [\"agent\", \"http:80/\"]", "isolated"),
             ("[kvm]\nmemroy = \"1GiB\"", "memory"),
             ("[[disk]]\nname = \"a\"\nformat = \"zfs\"", "3: format"),
             ("[vmware]\n", "kvm"),

@@ -35,6 +35,7 @@ fn point(nics: &[(&str, &str)]) -> PointMeta {
         pinned: false,
         cycle: None,
         group: None,
+        hooks: Vec::new(),
     }
 }
 
