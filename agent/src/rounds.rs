@@ -161,10 +161,10 @@ impl Shipper {
         let (tracking, mut freeze, disks) = (self.tracking.clone(), self.freeze.clone(), self.protected());
         let looked = spawn_blocking(move || {
             // Marks of what this brings out are taken with the others.
-            freeze.look(&tracking.watched());
+            freeze.look(&tracking.watched(), &tracking.still_by_themselves());
             freeze.mounts.iter().for_each(|mount| flush(mount));
             let left = tracking.gather(&disks);
-            freeze.look(&tracking.watched());
+            freeze.look(&tracking.watched(), &tracking.still_by_themselves());
             (freeze, left)
         });
         let (freeze, left) = looked.await.map_err(|e| Fault::Local(died(e)))?;
