@@ -11,6 +11,7 @@ use landfall_tests::landfall::{Site, exit};
 use landfall_tests::loops::{Loop, can_be_watched};
 use landfall_tests::service::{AgentHost, GatewayHost};
 use landfall_tests::{disks, need, tools};
+use serde_json::Value;
 use support::MIB;
 
 const SKIP: &str = "skip = [\"swap\"]";
@@ -54,6 +55,16 @@ fn a_swap_device_is_zero_behind_its_head_while_it_is_in_use_and_whole_afterwards
     let swap = need!(Swap::on(device.device()));
     let host = AgentHost::new(&site, "web", &[gateway.address()], &[("root", device.device())], SKIP);
     host.enroll(&gateway);
+    let check = host.check().json();
+    let disk = &check["disks"][0];
+    assert_eq!(
+        (&disk["skipped_bytes"], &disk["not_skipped"]),
+        (&(16 * MIB - HEAD_BYTES).into(), &Value::Null),
+        "{check}"
+    );
+    let config = host.state().with_file_name("agent.toml");
+    let people = site.run(&["agent", "check", "--config", config.to_str().unwrap()]);
+    assert!(people.story().contains("SKIPS") && people.story().contains("swap in use: 15.9 MiB"), "{}", people.story());
     let agent = host.start();
     host.wait_for_points(2);
     let back = site.disk("back");
@@ -65,6 +76,7 @@ fn a_swap_device_is_zero_behind_its_head_while_it_is_in_use_and_whole_afterwards
     assert_eq!(disks::first_difference(&back, &file, 16 * MIB..disks::size(&file)), None, "less than a block is sent");
     // The same agent, which compares nothing by itself.
     drop(swap);
+    assert_eq!(host.check().json()["disks"][0]["skipped_bytes"], 0);
     site.wait_until_newest_is("web", "root", &file);
     disks::write_at(device.device(), 5 * MIB, b"no swap any more");
     fs::File::open(device.device()).unwrap().sync_all().unwrap();

@@ -1,6 +1,6 @@
 //! What protecting the disks of this host will be like, found out by trying.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use landfall_model::{Consistency, DiskName, Result};
 
@@ -8,6 +8,9 @@ use crate::config::AgentConfig;
 use crate::freeze::Freeze;
 use crate::image::{DiskConfig, SourceChoice};
 use crate::qemu::{self, QemuConfig};
+use crate::skip::{self, Skip};
+use crate::snapshots::Owner;
+use crate::watch::{Attached, Watching};
 use crate::{mounts, watch};
 
 /// The source that compares.
@@ -24,6 +27,10 @@ pub struct DiskCheck {
     pub why: String,
     /// What it costs the host.
     pub cost: String,
+    /// Bytes of it that are swap in use now, and are not sent.
+    pub skipped_bytes: u64,
+    /// Why swap of it is sent all the same, where the configuration says that it is not to be.
+    pub not_skipped: Option<String>,
     /// What keeps it from being captured at all.
     pub error: Option<String>,
 }
@@ -46,12 +53,16 @@ pub fn check(config: &AgentConfig) -> Check {
     if let Some(qemu) = &config.qemu {
         return virtual_machine(config, qemu);
     }
-    let disks: Vec<DiskCheck> = config.disks.iter().map(|d| disk(d, &config.state_dir)).collect();
+    // Leaves alone what a running agent has.
+    let by = Watching::new(Owner::probe(&config.state_dir));
+    let mut still_by_themselves = Vec::new();
+    let skip = Skip { swap: config.skip_swap };
+    let disks: Vec<DiskCheck> = config.disks.iter().map(|d| disk(d, &by, skip, &mut still_by_themselves)).collect();
     let is_watched = |check: &&DiskCheck| check.source.is_some_and(|source| source != IMAGE);
     let path = |check: &DiskCheck| config.disks.iter().find(|d| d.name == check.name)?.path.clone();
     let watched: Vec<_> = disks.iter().filter(is_watched).filter_map(path).collect();
     let mut freeze = Freeze::of(config);
-    freeze.look(&watched);
+    freeze.look(&watched, &still_by_themselves);
     let paths: Vec<_> = disks.iter().filter(|d| d.source.is_some()).filter_map(path).collect();
     let not_frozen = mounts::on(&paths).others;
     Check { disks, consistency: freeze.consistency(), not_frozen, frozen: freeze.mounts }
@@ -72,46 +83,72 @@ fn virtual_machine(config: &AgentConfig, qemu: &QemuConfig) -> Check {
             Ok(version) => (Some(qemu::SOURCE), format!("{version} can cut it{frozen}"), COST, None),
             Err(error) => (None, "QEMU cannot be asked for it".to_owned(), "", Some(error.to_string())),
         };
-        DiskCheck { name: disk.name.clone(), source, why, cost: cost.to_owned(), error }
+        let not_skipped = (config.skip_swap && !disk.exclude).then(|| "the swap of a guest is not known".to_owned());
+        DiskCheck { name: disk.name.clone(), source, why, cost: cost.to_owned(), skipped_bytes: 0, not_skipped, error }
     };
     let disks = config.disks.iter().zip(found).map(disk).collect();
     let consistency = Freeze::of(config).consistency_where(matches!(agent, Ok(true)));
     Check { disks, consistency, frozen: Vec::new(), not_frozen: Vec::new() }
 }
 
-fn disk(disk: &DiskConfig, state_dir: &Path) -> DiskCheck {
+fn disk(disk: &DiskConfig, by: &Watching, skip: Skip, still_by_themselves: &mut Vec<PathBuf>) -> DiskCheck {
     let name = disk.name.clone();
     let of = |source, why: &str, cost: &str, error| DiskCheck {
         name: name.clone(),
         source,
         why: why.to_owned(),
         cost: cost.to_owned(),
+        skipped_bytes: 0,
+        not_skipped: None,
         error,
     };
     let Some(path) = disk.path.as_deref().filter(|_| !disk.exclude) else {
         return of(None, "it is excluded", "nothing", None);
     };
-    if let Err(error) = landfall_disk::RawReader::open(path) {
-        return of(None, "it cannot be read", "", Some(error.to_string()));
-    }
+    let reader = match landfall_disk::RawReader::open(path) {
+        Ok(reader) => reader,
+        Err(error) => return of(None, "it cannot be read", "", Some(error.to_string())),
+    };
+    let swap_bytes = skip.of(path, &reader).map_or(0, |set| set.len());
+    let skipping = |check: DiskCheck| DiskCheck { skipped_bytes: swap_bytes, not_skipped: skip.hindered(), ..check };
     const COMPARED: &str = "each cycle reads all of it";
     if disk.source == SourceChoice::Image {
-        return of(Some(IMAGE), "the configuration says so", COMPARED, None);
+        return skipping(of(Some(IMAGE), "the configuration says so", COMPARED, None));
     }
-    // A probe, which leaves the clones of a running agent alone.
-    let watch = watch::attach_as(disk.source, path, &state_dir.join("check"));
-    match (disk.source.demanded(), watch) {
+    match (disk.source.demanded(), watch::attach_as(disk.source, path, by)) {
         (Some(wanted), Err(error)) => {
             of(None, &format!("the configuration wants \"{wanted}\""), "", Some(error.to_string()))
         }
-        (_, Ok(watch)) if watch.copy().is_some() => {
-            let cost = "what is overwritten between two cycles is kept that long; writers wait while a clone is made";
-            of(Some(watch.source()), "its file system can clone it", cost, None)
+        (_, Ok(Attached { watch, instead })) => {
+            if watch.holds_still() {
+                still_by_themselves.push(path.to_owned());
+            }
+            let (why, cost) = reason(watch.source());
+            let why = instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"));
+            let check = of(Some(watch.source()), &why, cost, None);
+            if watch.copy().is_none() {
+                return skipping(check);
+            }
+            let not_skipped = (swap_bytes > 0).then(|| skip::OF_COPIES.to_owned());
+            DiskCheck { not_skipped, ..check }
         }
-        (_, Ok(watch)) => {
-            let cost = "what is written is read once more, and all of it after a restart";
-            of(Some(watch.source()), "its writes can be watched", cost, None)
-        }
-        (None, Err(error)) => of(Some(IMAGE), &error.to_string(), COMPARED, None),
+        (None, Err(error)) => skipping(of(Some(IMAGE), &error.to_string(), COMPARED, None)),
+    }
+}
+
+/// Why a source is taken, and what it costs.
+fn reason(source: &str) -> (&'static str, &'static str) {
+    const KEPT: &str = "what is overwritten between two cycles is kept that long";
+    match source {
+        "clone" => (
+            "its file system can clone it",
+            "what is overwritten between two cycles is kept that long; writers wait while a clone is made",
+        ),
+        "lvm-thin" => ("it is a thin volume of LVM, and its pool has room for a snapshot", KEPT),
+        "zfs" => (
+            "it is a volume of ZFS; those of one pool are cut at one moment",
+            "what is overwritten between two cycles is kept that long; what changed is read twice",
+        ),
+        _ => ("its writes can be watched", "what is written is read once more, and all of it after a restart"),
     }
 }

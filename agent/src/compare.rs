@@ -3,6 +3,7 @@
 //! ```text
 //!   Whole:  freeze -> open -> reader thread ==4 buffers==> compare, hash, journal ==4 messages==> the link -> thaw
 //!   Staged: freeze -> open -> read what was written, into memory -> thaw -> compare, hash, journal ==4 messages==> the link
+//!           disks that are copied: copied while frozen, read after the thaw
 //!   Round:  as Whole, and nothing is frozen: what is read is no moment, and the cycle is unfinished
 //! ```
 //! While a staged cut holds everything still, it writes nothing: also the file system of the state directory may be frozen.
@@ -22,7 +23,8 @@ use bytes::Bytes;
 use landfall_disk::{DiskDigester, RawReader};
 use landfall_model::num::to_usize;
 use landfall_model::{
-    BlockSet, Consistency, CycleId, Digest, DiskDigest, DiskName, Error, Extent, ExtentSet, GroupId, Result, Timestamp,
+    BlockSet, Consistency, CycleId, Digest, DiskDigest, DiskName, Error, ErrorKind, Extent, ExtentSet, GroupId, Result,
+    Timestamp,
 };
 use landfall_wire::{Begin, CycleDigest, Data, FromAgent, MESSAGES_WAITING_MAX};
 use tokio::sync::mpsc;
@@ -135,7 +137,7 @@ impl Cut {
         journal: impl FnOnce(&JournalHead) -> Result<JournalWriter>,
         out: mpsc::Sender<FromAgent>,
     ) -> Result<Option<CutDone>> {
-        let stop = || self.stop.is_set() || out.is_closed();
+        let stop = || self.stop.is_set() || out.is_closed() || self.tracking.is_alarmed();
         // Before anything is held still; a round is one with a cycle that has it.
         let shape = if self.manner == Manner::Round || self.vm.is_some() { None } else { shape::read() };
         let prepared =
@@ -171,7 +173,14 @@ impl Cut {
             }
             None => (open_disks(&self.disks)?, shape),
         };
-        self.look(&mut disks)?;
+        let is_held = self.look(&mut disks)?;
+        if !is_held && matches!(self.manner, Manner::Staged(_)) {
+            return Ok(None);
+        }
+        if !is_held {
+            let why = "a snapshot could not be taken, and nothing else held its file system still; the next cycle does without";
+            return Err(Error::new(ErrorKind::Unavailable, why));
+        }
         let mut staged = Vec::new();
         if let Manner::Staged(bytes_max) = self.manner {
             let mut read = stage(&disks, bytes_max, &stop);
@@ -191,6 +200,9 @@ impl Cut {
                 Some(pieces) => staged = pieces,
                 None => return Ok(None),
             }
+        }
+        if self.manner != Manner::Round && self.vm.is_none() {
+            self.look_at_copies(&mut disks, &stop)?;
         }
         let parent = match &self.plan {
             Plan::Full { .. } => None,
@@ -220,9 +232,16 @@ impl Cut {
         Ok(Some(CutDone { held: frozen, ..done }))
     }
 
-    /// Says of each disk what is looked at: what was written, what the gateway does not have, or all.
-    fn look(&self, disks: &mut [OpenDisk]) -> Result<()> {
+    /// Says of each disk what is looked at: what was written, what the gateway does not have, or all. Of disks that are copied, that is said later.
+    ///
+    /// Returns whether everything was held still that was to be: a file system that only its copy holds still was not, where no copy was made.
+    fn look(&self, disks: &mut [OpenDisk]) -> Result<bool> {
         let taken = self.tracking.take(self.manner != Manner::Round);
+        let is_copied = |path: &PathBuf| {
+            let named = self.disks.iter().filter(|disk| disk.path.as_ref() == Some(path));
+            named.into_iter().any(|disk| taken.iter().any(|taken| taken.name == disk.name && taken.copied))
+        };
+        let is_held = self.manner == Manner::Round || self.freeze.left_to_copies().all(is_copied);
         for disk in disks {
             disk.shape.whole = self.is_whole(&disk.shape.name);
             if self.vm.is_some() {
@@ -230,35 +249,57 @@ impl Cut {
                 continue;
             }
             disk.leisurely = self.manner == Manner::Round;
-            // After the marks were taken: what is written once it is swap no more is marked again.
-            disk.skip = self.skipped(disk);
+            let known = taken.iter().find(|taken| taken.name == disk.shape.name);
+            disk.copied = disk.reader.is_some() && known.is_some_and(|known| known.copied);
+            // After the marks were taken: what is written once it is swap no more is marked again. Of a copy nothing is skipped.
+            disk.skip = if disk.copied { None } else { self.skipped(disk) };
             let again = self.tracking.skip(&disk.shape.name, disk.skip.as_ref());
-            let Some(known) = taken.iter().find(|taken| taken.name == disk.shape.name) else { continue };
+            let Some(known) = known else { continue };
             disk.shape.source = known.source.to_owned();
-            if let Some(copy) = &known.copy {
-                let reader = RawReader::open(copy).map_err(|e| Error::from(e).context("the copy of a disk"))?;
-                // As it was at the cut, and it is the disk's.
-                disk.shape.size = reader.size();
-                (disk.reader, disk.copied, disk.skip) = (Some(DiskReader::Host(reader)), true, None);
-            }
-            if disk.shape.whole || self.proof {
-                continue;
-            }
-            disk.look = match &known.dirty {
-                Dirty::Blocks(set) if set.disk_size() == disk.shape.size => Dirty::Blocks(set.clone()),
-                Dirty::Nothing => Dirty::Blocks(BlockSet::new(disk.shape.size, BLOCK_BYTES)),
-                _ => continue,
-            };
-            if let (Dirty::Blocks(set), Plan::Incremental { extra, .. }) = (&mut disk.look, &self.plan) {
-                extra.of(&disk.shape.name).into_iter().flat_map(ExtentSet::iter).for_each(|run| set.insert(run));
-                again.into_iter().flat_map(|before| before.runs().collect::<Vec<_>>()).for_each(|run| set.insert(run));
-                // Of what is skipped whole blocks are zero.
-                let within = disk.skip.iter().flat_map(BlockSet::runs).flat_map(|run| set.runs_within(run));
-                let marked: Vec<Extent> = within.collect();
-                marked.into_iter().map(whole_blocks_around).for_each(|run| set.insert(run));
+            if !disk.copied {
+                self.look_at(disk, &known.dirty, again);
             }
         }
+        Ok(is_held)
+    }
+
+    /// The same of disks that were copied.
+    fn look_at_copies(&self, disks: &mut [OpenDisk], stop: &dyn Fn() -> bool) -> Result<()> {
+        if !disks.iter().any(|disk| disk.copied) {
+            return Ok(());
+        }
+        let copies = self.tracking.compare(stop)?;
+        for disk in disks.iter_mut().filter(|disk| disk.copied) {
+            let failed = |e: Error| e.context(format!("the copy of disk {}", disk.shape.name));
+            let copy = copies.iter().find(|copy| copy.name == disk.shape.name);
+            let copy = copy.ok_or_else(|| failed(Error::new(ErrorKind::Unavailable, "it is gone")))?;
+            let reader = RawReader::open(&copy.path).map_err(|e| failed(e.into()))?;
+            // As it was at the cut, and it is the disk's.
+            disk.shape.size = reader.size();
+            disk.reader = Some(DiskReader::Host(reader));
+            // What was skipped before is in what differs.
+            self.look_at(disk, &copy.dirty, None);
+        }
         Ok(())
+    }
+
+    fn look_at(&self, disk: &mut OpenDisk, dirty: &Dirty, again: Option<BlockSet>) {
+        if disk.shape.whole || self.proof {
+            return;
+        }
+        disk.look = match dirty {
+            Dirty::Blocks(set) if set.disk_size() == disk.shape.size => Dirty::Blocks(set.clone()),
+            Dirty::Nothing => Dirty::Blocks(BlockSet::new(disk.shape.size, BLOCK_BYTES)),
+            _ => return,
+        };
+        if let (Dirty::Blocks(set), Plan::Incremental { extra, .. }) = (&mut disk.look, &self.plan) {
+            extra.of(&disk.shape.name).into_iter().flat_map(ExtentSet::iter).for_each(|run| set.insert(run));
+            again.into_iter().flat_map(|before| before.runs().collect::<Vec<_>>()).for_each(|run| set.insert(run));
+            // Of what is skipped whole blocks are zero.
+            let within = disk.skip.iter().flat_map(BlockSet::runs).flat_map(|run| set.runs_within(run));
+            let marked: Vec<Extent> = within.collect();
+            marked.into_iter().map(whole_blocks_around).for_each(|run| set.insert(run));
+        }
     }
 
     /// The same of a guest's disk, which knows what was written.

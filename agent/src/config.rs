@@ -18,7 +18,7 @@
 //! name = "root"
 //! path = "/dev/vda"
 //! mounts = ["/", "/home"]                 # frozen while the disks are read; default: none
-//! source = "auto"                         # how changes are found: "ebpf", "clone", "image"; default: "auto", the best that works
+//! source = "auto"                         # how changes are found: "lvm-thin", "zfs", "ebpf", "clone", "image"; default: "auto", the best that works
 //!
 //! [[disk]]
 //! name = "swap"
@@ -187,6 +187,7 @@ impl Freeze {
             command: config.freeze_command.clone(),
             named: mounts.len(),
             mounts,
+            by_copies: Vec::new(),
             all_mounts: unnamed.is_empty(),
             unnamed,
             longest: config.freeze_max,
@@ -238,8 +239,11 @@ fn disk(table: &Table<'_>) -> Result<DiskConfig> {
             "image" => SourceChoice::Image,
             "ebpf" => SourceChoice::Ebpf,
             "clone" => SourceChoice::Clone,
+            "lvm-thin" => SourceChoice::LvmThin,
+            "zfs" => SourceChoice::Zfs,
             other => {
-                let why = format!("source {other:?}: it is \"auto\", \"image\", \"ebpf\" or \"clone\"");
+                let known = "\"auto\", \"image\", \"ebpf\", \"clone\", \"lvm-thin\" or \"zfs\"";
+                let why = format!("source {other:?}: it is {known}");
                 return Err(source.wrong(at, why));
             }
         },

@@ -49,6 +49,8 @@ pub(crate) struct Freeze {
     pub(crate) mounts: Vec<PathBuf>,
     /// How many of them the configuration names.
     pub(crate) named: usize,
+    /// Those that the copies of these disks hold still, and nobody else may.
+    pub(crate) by_copies: Vec<(PathBuf, PathBuf)>,
     /// Protected disks that name none.
     pub(crate) unnamed: Vec<PathBuf>,
     /// Whether the file systems of every protected disk are known.
@@ -64,13 +66,32 @@ pub(crate) struct Freeze {
 impl Freeze {
     /// Finds the file systems of disks that name none, as they are mounted now: of those that are watched. Disks that are compared are held
     /// still for as long as that lasts, and only where somebody says so.
-    pub(crate) fn look(&mut self, watched: &[PathBuf]) {
+    pub(crate) fn look(&mut self, watched: &[PathBuf], still_by_themselves: &[PathBuf]) {
         self.mounts.truncate(self.named);
         let is_found =
             |disk: &PathBuf| watched.contains(disk) && !mounts::on(std::slice::from_ref(disk)).freezable.is_empty();
         let found: Vec<PathBuf> = self.unnamed.iter().filter(|disk| is_found(disk)).cloned().collect();
         self.all_mounts = found.len() == self.unnamed.len();
         self.mounts.extend(mounts::on(&found).freezable);
+        let by_copy = |mount: &PathBuf| {
+            let disk = still_by_themselves.iter().find(|disk| mounts::is_directly_on(mount, disk))?;
+            Some((mount.clone(), disk.clone()))
+        };
+        self.by_copies = self.mounts.iter().filter_map(by_copy).collect();
+    }
+
+    /// The disks whose copies are to hold their file systems still.
+    pub(crate) fn left_to_copies(&self) -> impl Iterator<Item = &PathBuf> {
+        self.by_copies.iter().map(|(_, disk)| disk)
+    }
+
+    /// Whether nothing that is written after everything was frozen is in a cut, however much later that is made.
+    pub(crate) fn holds_until_the_cut(&self) -> bool {
+        self.command.is_some() || self.by_copies.is_empty()
+    }
+
+    fn frozen_here(&self) -> impl Iterator<Item = &PathBuf> {
+        self.mounts.iter().filter(|mount| !self.by_copies.iter().any(|(other, _)| other == *mount))
     }
 
     /// What a cut guarantees that was made in this way.
@@ -93,7 +114,7 @@ impl Freeze {
     /// # Errors
     /// `Usage` where something cannot be frozen, or the state directory lies on what would be and is written to; all is thawed again.
     pub(crate) fn hold(&self, state: &Path, writes: bool, stop: &dyn Fn() -> bool) -> Result<Held> {
-        let is_lock_needed = self.command.is_some() || !self.mounts.is_empty();
+        let is_lock_needed = self.command.is_some() || self.frozen_here().next().is_some();
         let lock = if is_lock_needed { Some(self.after_earlier_guards(state, stop)?) } else { None };
         let mut held = Held { guards: Vec::new(), lock, since: Instant::now(), longest: self.longest, guest: None };
         if let Some(command) = &self.command {
@@ -101,7 +122,7 @@ impl Freeze {
             let action = Action { what: "the freeze command".to_owned(), freeze: shell.clone(), thaw: shell };
             held.freeze(action, stop)?;
         }
-        for mount in &self.mounts {
+        for mount in self.frozen_here() {
             if writes {
                 not_the_state(mount, state)?;
             }

@@ -44,6 +44,10 @@ pub enum SourceChoice {
     Ebpf,
     /// By clones of the image file.
     Clone,
+    /// By snapshots of a thin volume of LVM.
+    LvmThin,
+    /// By snapshots of a volume of ZFS.
+    Zfs,
 }
 
 impl SourceChoice {
@@ -53,6 +57,8 @@ impl SourceChoice {
             Self::Auto | Self::Image => None,
             Self::Ebpf => Some("ebpf"),
             Self::Clone => Some("clone"),
+            Self::LvmThin => Some("lvm-thin"),
+            Self::Zfs => Some("zfs"),
         }
     }
 }

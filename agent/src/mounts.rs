@@ -119,6 +119,12 @@ pub(crate) fn unescaped(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
+/// Whether the file system at a mount point lies on this device itself, and not on a part of it.
+pub(crate) fn is_directly_on(mount: &Path, device: &Path) -> bool {
+    let of = fs::metadata(mount).ok().map(|meta| (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev())));
+    of.is_some() && of == number(device)
+}
+
 /// Whether a path is a block device.
 pub(crate) fn is_device(path: &Path) -> bool {
     number(path).is_some()

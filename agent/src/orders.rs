@@ -24,6 +24,8 @@ const PREPARED_MAX: Duration = Duration::from_secs(60);
 const FROZEN_MAX: Duration = Duration::from_secs(15);
 const NOTHING_TO_FREEZE: &str = "nothing can be held still on this machine, so its point would be of no one moment: \
     set freeze_command, or mounts for every disk, in the agent's configuration";
+const HELD_BY_SNAPSHOTS: &str = "file systems of this machine are held still by LVM's snapshots only, each at its own moment: \
+    set freeze_command, or source = \"ebpf\" for their disks, in the agent's configuration";
 
 /// How far a group's cut is.
 #[derive(Debug)]
@@ -147,6 +149,9 @@ impl Shipper {
     async fn prepared<R: Receive>(&mut self, link: &mut Link<R>, id: GroupId) -> std::result::Result<(), Fault> {
         if self.freeze.consistency() == Consistency::Crash {
             return Err(Fault::NoGroup(NOTHING_TO_FREEZE.to_owned()));
+        }
+        if !self.freeze.holds_until_the_cut() {
+            return Err(Fault::NoGroup(HELD_BY_SNAPSHOTS.to_owned()));
         }
         self.deliver(link, FromAgent::Ready(id)).await?;
         let late = sleep(PREPARED_MAX);

@@ -75,7 +75,9 @@ impl Shipper {
         mut plan: Plan,
         group: Option<GroupId>,
     ) -> Result<Shipped, Fault> {
-        if self.vm.is_none() && self.last.is_some_and(|last| last.proof) {
+        // Copies are read whole as they are; what is no copy is held still until all of it was read.
+        let copied = self.vm.is_some() || self.tracking.copies(&self.protected());
+        if self.last.is_some_and(|last| last.proof) && !copied {
             return whole(self.one(link, plan, group, Manner::Whole).await);
         }
         // All that is read is of the cut.
@@ -164,10 +166,10 @@ impl Shipper {
         let (tracking, mut freeze, disks) = (self.tracking.clone(), self.freeze.clone(), self.protected());
         let looked = spawn_blocking(move || {
             // Marks of what this brings out are taken with the others.
-            freeze.look(&tracking.watched());
+            freeze.look(&tracking.watched(), &tracking.still_by_themselves());
             freeze.mounts.iter().for_each(|mount| flush(mount));
             let left = tracking.gather(&disks);
-            freeze.look(&tracking.watched());
+            freeze.look(&tracking.watched(), &tracking.still_by_themselves());
             (freeze, left)
         });
         let (freeze, left) = looked.await.map_err(|e| Fault::Local(died(e)))?;

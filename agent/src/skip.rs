@@ -28,6 +28,9 @@ const SET_BYTES_MAX: u64 = 4 << 20;
 /// File systems whose FIEMAP gives bytes of their one device.
 const ONE_DEVICE: &[&str] = &["ext2", "ext3", "ext4", "xfs"];
 
+/// Of a disk that is copied nothing is left out: why.
+pub(crate) const OF_COPIES: &str = "its swap is sent: a snapshot is read as it is";
+
 /// What is left out of points.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Skip {
@@ -44,6 +47,12 @@ impl Skip {
             tracing::warn!(%error, "swap is sent like anything else: /proc/swaps cannot be read (a unit with ProcSubset=pid hides it)");
         }
         Self { swap }
+    }
+
+    /// Why nothing can be skipped, where something is to be.
+    pub(crate) fn hindered(self) -> Option<String> {
+        let error = fs::read("/proc/swaps").err().filter(|_| self.swap)?;
+        Some(format!("swap is sent: /proc/swaps cannot be read ({error})"))
     }
 
     /// The blocks of a disk that are not read now; none where that is nothing.

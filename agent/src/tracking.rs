@@ -8,15 +8,18 @@
 //! A disk that nothing watches is dirty all over, and each cycle compares it from end to end. So is one whose watch has lost something, or was
 //! begun a moment ago.
 //!
+//! A watch that copies the disk at the cut tells what differs from the copy before only afterwards, when everything is written to again.
+//!
 //! # Consistency
 //! Dirty and taken together name every block that may differ from the fingerprints: marks are taken before the blocks are read, and leave
 //! only when the cycle that has read them is known to be spooled. More may be named, never less.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use landfall_model::{BlockSet, DiskName, Result};
+use landfall_model::{BlockSet, DiskName, Error, ErrorKind, Result};
 
 use crate::check::IMAGE;
 use crate::image::DiskConfig;
@@ -26,14 +29,37 @@ const RETRY: Duration = Duration::from_secs(60);
 
 /// Tells which blocks of a disk are written.
 pub(crate) trait Watch: Send {
-    /// What was written, and is on the disk, since the call before; what is still on its way there is told by a later call.
+    /// What was written, and is on the disk, since the call before; what is still on its way there is told by a later call. A watch that makes copies makes one.
     fn take(&mut self) -> Written;
+
+    /// A cut of all disks begins: the next call takes what is of it.
+    fn begin_cut(&mut self) {}
+
+    /// Nothing is held still: a copy that was made and will not be compared may go.
+    fn tidy(&mut self) {}
+
+    /// After [`Written::Later`]: what differs between the newest copy and the one before. Nothing is held still meanwhile; `stop` ends it early.
+    fn compare(&mut self, stop: &dyn Fn() -> bool) -> Written {
+        let _ = stop;
+        Written::All("it makes no copies".to_owned())
+    }
 
     /// The source that the points name.
     fn source(&self) -> &'static str;
 
-    /// Where the watch makes a copy of the disk whenever it is asked: what it tells is of that copy, and the copy is what is to be read.
+    /// Where the watch makes a copy of the disk whenever it is asked: what it tells is of that copy, and the copy is what is to be read. The newest that was
+    /// compared.
     fn copy(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Whether making the copy holds the file system still that lies on the device itself, and nobody else may do so then.
+    fn holds_still(&self) -> bool {
+        false
+    }
+
+    /// Why its copy cannot stay, where it cannot.
+    fn gives_up(&self) -> Option<String> {
         None
     }
 }
@@ -43,6 +69,10 @@ pub(crate) trait Watch: Send {
 pub(crate) enum Written {
     /// In these blocks at most.
     Blocks(BlockSet),
+    /// A copy was made, and is to be compared.
+    Later,
+    /// Perhaps anywhere: why that is not known. From now on it is told again.
+    All(String),
     /// Perhaps anywhere: why that is not known. The watch is of no use any more.
     Lost(String),
 }
@@ -92,6 +122,8 @@ struct Disk {
     name: DiskName,
     path: PathBuf,
     watch: std::result::Result<Box<dyn Watch>, String>,
+    /// Its newest copy was not compared yet.
+    later: bool,
     /// When a watch may be tried to begin.
     retry: Instant,
     dirty: Dirty,
@@ -131,29 +163,77 @@ impl Disk {
             self.dirty = Dirty::All;
         }
         let Ok(watch) = &mut self.watch else { return };
-        if watch.copy().is_some() && !cut {
-            return;
+        if let Some(why) = watch.gives_up() {
+            return self.lost(begin, why);
         }
+        if watch.copy().is_some() && !cut {
+            return watch.tidy();
+        }
+        self.later = false;
         match watch.take() {
             Written::Blocks(set) => self.dirty.add(Dirty::Blocks(set)),
-            Written::Lost(why) => {
-                tracing::warn!(disk = %self.name, why, "what was written to it is not known: this cycle compares it whole");
-                (self.watch, self.retry, self.dirty) = (Err(why), Instant::now(), Dirty::All);
-                // What is written from here on is seen, so that the next cycle need not compare.
-                self.watch = begin(&self.path).map_err(|e| e.to_string());
+            Written::Later => self.later = true,
+            Written::All(why) => {
+                warn_not_known(&self.name, &why);
+                self.dirty = Dirty::All;
             }
+            Written::Lost(why) => self.lost(begin, why),
         }
     }
+
+    fn lost(&mut self, begin: &Begin, why: String) {
+        warn_not_known(&self.name, &why);
+        (self.watch, self.retry, self.dirty, self.later) = (Err(why), Instant::now(), Dirty::All, false);
+        // What is written from here on is seen, so that the next cycle need not compare.
+        self.watch = begin(&self.path).map_err(|e| e.to_string());
+    }
+
+    /// Adds what the newest copy differs in.
+    fn compare(&mut self, stop: &dyn Fn() -> bool) -> Result<()> {
+        let Ok(watch) = &mut self.watch else { return Ok(()) };
+        if !std::mem::take(&mut self.later) {
+            return Ok(());
+        }
+        match watch.compare(stop) {
+            Written::Blocks(set) => self.taken.add(Dirty::Blocks(set)),
+            Written::Later => self.taken = Dirty::All,
+            Written::All(why) => {
+                warn_not_known(&self.name, &why);
+                self.taken = Dirty::All;
+            }
+            Written::Lost(why) => {
+                let error =
+                    Error::new(ErrorKind::Unavailable, format!("disk {}: its copy cannot be read: {why}", self.name));
+                // Not at once: the next cycles are made without copies.
+                (self.watch, self.retry, self.dirty) = (Err(why), Instant::now() + RETRY, Dirty::All);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn warn_not_known(disk: &DiskName, why: &str) {
+    tracing::warn!(%disk, why, "what was written to it is not known: this cycle compares it whole");
 }
 
 /// What a cycle reads of a disk.
 pub(crate) struct Taken {
     pub(crate) name: DiskName,
+    /// Not of a copy: that is told when it was compared.
     pub(crate) dirty: Dirty,
-    /// What is read in place of the disk, and need not be held still.
-    pub(crate) copy: Option<PathBuf>,
+    /// A copy is read in place of the disk, and nothing need be held still for that.
+    pub(crate) copied: bool,
     /// The source that captures it.
     pub(crate) source: &'static str,
+}
+
+/// What a cycle reads of a disk that was copied.
+pub(crate) struct Copied {
+    pub(crate) name: DiskName,
+    pub(crate) dirty: Dirty,
+    /// The copy.
+    pub(crate) path: PathBuf,
 }
 
 /// All disks of a machine.
@@ -164,16 +244,25 @@ struct Inner {
 
 /// What was written to the disks of a machine, as the loop of the agent and the thread that reads them share it.
 #[derive(Clone)]
-pub(crate) struct Tracking(Arc<Mutex<Inner>>);
+pub(crate) struct Tracking {
+    inner: Arc<Mutex<Inner>>,
+    /// A copy cannot stay: whoever reads it is to stop.
+    alarm: Arc<AtomicBool>,
+}
 
 impl Tracking {
-    /// Of the disks that are to be watched.
-    pub(crate) fn new<'a>(disks: impl IntoIterator<Item = &'a DiskConfig>, begin: Begin) -> Self {
+    /// Of the disks that are to be watched; watches that give up a copy set `alarm`.
+    pub(crate) fn new<'a>(
+        disks: impl IntoIterator<Item = &'a DiskConfig>,
+        begin: Begin,
+        alarm: Arc<AtomicBool>,
+    ) -> Self {
         let disk = |disk: &DiskConfig| {
             Some(Disk {
                 name: disk.name.clone(),
                 path: disk.path.clone()?,
                 watch: Err(String::new()),
+                later: false,
                 retry: Instant::now(),
                 dirty: Dirty::All,
                 taken: Dirty::Nothing,
@@ -181,11 +270,23 @@ impl Tracking {
                 skipping: None,
             })
         };
-        Self(Arc::new(Mutex::new(Inner { disks: disks.into_iter().filter_map(disk).collect(), begin })))
+        let inner = Inner { disks: disks.into_iter().filter_map(disk).collect(), begin };
+        Self { inner: Arc::new(Mutex::new(inner)), alarm }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a copy that is being read cannot stay. Waits for nobody.
+    pub(crate) fn is_alarmed(&self) -> bool {
+        self.alarm.load(Ordering::SeqCst)
+    }
+
+    /// The disks whose file systems are held still by making their copies.
+    pub(crate) fn still_by_themselves(&self) -> Vec<PathBuf> {
+        let holds_still = |disk: &&Disk| disk.watch.as_ref().is_ok_and(|watch| watch.holds_still());
+        self.lock().disks.iter().filter(holds_still).map(|disk| disk.path.clone()).collect()
     }
 
     /// Adds what was written by now. Blocks.
@@ -195,6 +296,8 @@ impl Tracking {
     pub(crate) fn gather<'a>(&self, disks: impl IntoIterator<Item = &'a DiskName>) -> Option<u64> {
         let Inner { disks: known, begin } = &mut *self.lock();
         known.iter_mut().for_each(|disk| disk.gather(begin, false));
+        // Who could not keep its copy has let it go.
+        self.alarm.store(false, Ordering::SeqCst);
         let left = |name: &DiskName| {
             let disk = known.iter().find(|d| d.name == *name)?;
             // A copy is read while everything goes on.
@@ -223,16 +326,36 @@ impl Tracking {
     /// A cycle begins: what it must read of each disk that is known here. `cut`: everything is held still. Blocks.
     pub(crate) fn take(&self, cut: bool) -> Vec<Taken> {
         let Inner { disks, begin } = &mut *self.lock();
+        if cut {
+            disks.iter_mut().filter_map(|disk| disk.watch.as_mut().ok()).for_each(|watch| watch.begin_cut());
+        }
         let take = |disk: &mut Disk| {
             disk.gather(begin, cut);
-            let copy = disk.copy().map(Path::to_owned);
-            if copy.is_none() || cut {
+            let is_copied = disk.copy().is_some();
+            if !is_copied || cut {
                 disk.taken.add(std::mem::replace(&mut disk.dirty, Dirty::Nothing));
             }
             let source = disk.watch.as_ref().map_or(IMAGE, |watch| watch.source());
-            Taken { name: disk.name.clone(), dirty: disk.taken.clone(), copy: copy.filter(|_| cut), source }
+            Taken { name: disk.name.clone(), dirty: disk.taken.clone(), copied: is_copied && cut, source }
         };
         disks.iter_mut().map(take).collect()
+    }
+
+    /// After a cut was taken and everything is written to again: what differs in the copies, and is to be read of them. `stop` ends it early. Blocks.
+    ///
+    /// # Errors
+    /// `Unavailable` where a copy cannot be read.
+    pub(crate) fn compare(&self, stop: &dyn Fn() -> bool) -> Result<Vec<Copied>> {
+        let mut inner = self.lock();
+        let mut copied = Vec::new();
+        for disk in &mut inner.disks {
+            disk.compare(stop)?;
+            if let Some(path) = disk.copy() {
+                let (name, dirty) = (disk.name.clone(), disk.taken.clone());
+                copied.push(Copied { name, dirty, path: path.to_owned() });
+            }
+        }
+        Ok(copied)
     }
 
     /// Within a cycle: what was written to each disk since the last look, which the cycle answers for from now on. Nothing where the disk is read from a

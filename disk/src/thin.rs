@@ -22,9 +22,11 @@
 //!
 //! Written against output that others recorded. It has never met a real thin pool.
 
+use std::io::BufRead;
+
 use landfall_model::{BlockSet, Extent};
 
-use crate::understand::NotUnderstood;
+use crate::understand::{NotUnderstood, next_piece};
 
 const SECTOR_BYTES: u64 = 512;
 /// What the kernel takes, in sectors: 64 KiB to 1 GiB in steps of 64 KiB (Documentation/admin-guide/device-mapper).
@@ -40,20 +42,21 @@ const RUN: [&str; 2] = ["begin", "length"];
 /// The blocks, of `block_size` bytes, of a volume of `size` bytes that differ between two snapshots: the output of
 /// `thin_delta --thin1 OLD --thin2 NEW` (not `--verbose`).
 ///
-/// Where the volume has grown, what lies behind the old end is for the caller to add.
+/// Where the volume has grown, what lies behind the old end is for the caller to add. Read tag by tag: memory is that of the blocks.
 ///
 /// # Errors
 /// If anything in it is not understood.
-pub fn thin_delta(text: &str, size: u64, block_size: u64) -> Result<BlockSet, NotUnderstood> {
-    let mut tags = Tags { text, at: 0 };
-    let pool = tags.expect("superblock", "no pool is described")?;
+pub fn thin_delta(text: impl BufRead, size: u64, block_size: u64) -> Result<BlockSet, NotUnderstood> {
+    let mut tags = Tags { text, line: 1 };
+    let mut piece = String::new();
+    let pool = tags.expect(&mut piece, "superblock", "no pool is described")?;
     let block_bytes = block_bytes(&pool).map_err(|why| tags.error(why))?;
-    let pair = tags.expect("diff", "no pair of snapshots is named")?;
+    let pair = tags.expect(&mut piece, "diff", "no pair of snapshots is named")?;
     pair.only(&PAIR).map_err(|why| tags.error(why))?;
     let mut changed = BlockSet::new(size, block_size);
     let mut from = 0;
     loop {
-        let tag = tags.next()?.ok_or_else(|| tags.error("it is not complete"))?;
+        let tag = tags.next(&mut piece)?.ok_or_else(|| tags.error("it is not complete"))?;
         match (tag.name, tag.alone) {
             ("/diff", false) => break,
             ("same" | "different" | "left_only" | "right_only", true) => {}
@@ -68,8 +71,8 @@ pub fn thin_delta(text: &str, size: u64, block_size: u64) -> Result<BlockSet, No
             changed.insert(run);
         }
     }
-    tags.expect("/superblock", "it is not complete")?;
-    match tags.next()? {
+    tags.expect(&mut piece, "/superblock", "it is not complete")?;
+    match tags.next(&mut piece)? {
         None => Ok(changed),
         Some(_) => Err(tags.error("there is more than one answer")),
     }
@@ -147,31 +150,38 @@ impl<'a> Tag<'a> {
 }
 
 /// The tags of a text, one after the other.
-struct Tags<'a> {
-    text: &'a str,
-    at: usize,
+struct Tags<R> {
+    text: R,
+    /// Where the last tag was.
+    line: usize,
 }
 
-impl<'a> Tags<'a> {
+impl<R: BufRead> Tags<R> {
     fn error(&self, why: &'static str) -> NotUnderstood {
-        let line = self.text[..self.at].trim_end().lines().count().max(1);
-        NotUnderstood { program: "thin_delta", line, why }
+        NotUnderstood { program: "thin_delta", line: self.line, why }
     }
 
-    fn next(&mut self) -> Result<Option<Tag<'a>>, NotUnderstood> {
-        let rest = self.text[self.at..].trim_start();
-        if rest.is_empty() {
+    /// The next tag, whose text is kept in `piece`.
+    fn next<'p>(&mut self, piece: &'p mut String) -> Result<Option<Tag<'p>>, NotUnderstood> {
+        next_piece(&mut self.text, b'>', piece).map_err(|why| self.error(why))?;
+        let tag = piece.trim_start();
+        let before = piece.len() - tag.len();
+        self.line += piece[..before].matches('\n').count();
+        if tag.is_empty() {
             return Ok(None);
         }
-        let Some((inside, after)) = rest.strip_prefix('<').and_then(|rest| rest.split_once('>')) else {
-            return Err(self.error("after this comes something that is no tag"));
-        };
-        self.at = self.text.len() - after.len();
+        let inside = tag.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
+        let inside = inside.ok_or_else(|| self.error("this is no tag"))?;
         Tag::parse(inside).map(Some).ok_or_else(|| self.error("this is no tag"))
     }
 
-    fn expect(&mut self, name: &str, otherwise: &'static str) -> Result<Tag<'a>, NotUnderstood> {
-        match self.next()? {
+    fn expect<'p>(
+        &mut self,
+        piece: &'p mut String,
+        name: &str,
+        otherwise: &'static str,
+    ) -> Result<Tag<'p>, NotUnderstood> {
+        match self.next(piece)? {
             Some(tag) if tag.name == name && !tag.alone => Ok(tag),
             _ => Err(self.error(otherwise)),
         }
@@ -223,7 +233,11 @@ mod tests {
         </superblock>"#;
 
     fn runs(text: &str, size: u64) -> Vec<(u64, u64)> {
-        thin_delta(text, size, BLOCK).unwrap().runs().map(|run| (run.start / BLOCK, run.len / BLOCK)).collect()
+        thin_delta(text.as_bytes(), size, BLOCK)
+            .unwrap()
+            .runs()
+            .map(|run| (run.start / BLOCK, run.len / BLOCK))
+            .collect()
     }
 
     #[test]
@@ -271,31 +285,31 @@ mod tests {
         ] {
             let text = TESTED.replacen(from, to, 1);
             assert_ne!(text, TESTED, "{from}");
-            assert!(thin_delta(&text, 1600 * BLOCK, BLOCK).is_err(), "{text}");
+            assert!(thin_delta(text.as_bytes(), 1600 * BLOCK, BLOCK).is_err(), "{text}");
         }
-        let e = thin_delta(&TESTED.replace("<same ", "<resembling "), BLOCK, BLOCK).unwrap_err();
+        let e = thin_delta(TESTED.replace("<same ", "<resembling ").as_bytes(), BLOCK, BLOCK).unwrap_err();
         assert_eq!((e.program, e.line), ("thin_delta", 5), "{e}");
         // With --verbose.
         let verbose = TESTED.replace("<same begin=\"240\" length=\"80\"/>", "<same><range begin=\"240\"/></same>");
-        assert!(thin_delta(&verbose, BLOCK, BLOCK).is_err());
-        assert!(thin_delta("", BLOCK, BLOCK).is_err());
+        assert!(thin_delta(verbose.as_bytes(), BLOCK, BLOCK).is_err());
+        assert!(thin_delta(&b""[..], BLOCK, BLOCK).is_err());
     }
 
     #[test]
     fn no_beginning_of_an_answer_is_an_answer() {
         let whole = LIVE.trim_end();
         for at in 0..whole.len() {
-            assert!(thin_delta(&whole[..at], 819_200 * BLOCK, BLOCK).is_err(), "{at}");
+            assert!(thin_delta(&whole.as_bytes()[..at], 819_200 * BLOCK, BLOCK).is_err(), "{at}");
         }
     }
 
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "(<?/?(diff|same|superblock)?[ -~\n\u{e9}]{0,30}>?){0,8}", at in 0..TESTED.len(), with in "\\PC") {
-            let _ = thin_delta(&text, 1 << 30, BLOCK);
+            let _ = thin_delta(text.as_bytes(), 1 << 30, BLOCK);
             let mut changed = TESTED.to_owned();
             changed.replace_range(at..at + 1, &with);
-            let _ = thin_delta(&changed, 1 << 30, BLOCK);
+            let _ = thin_delta(changed.as_bytes(), 1 << 30, BLOCK);
         }
     }
 }

@@ -25,11 +25,12 @@
 //! Written against the formats in the source of OpenZFS (2.0, and that of 2026) and recorded pieces of output. No whole
 //! dump of a volume's increment was to be had, and it has never met a real volume.
 
+use std::io::BufRead;
 use std::ops::ControlFlow;
 
 use landfall_model::{BlockSet, Extent};
 
-use crate::understand::NotUnderstood;
+use crate::understand::{NotUnderstood, next_piece};
 
 /// `ZVOL_OBJ` and `ZVOL_ZAP_OBJ`: what a volume consists of.
 const CONTENT: u64 = 1;
@@ -66,18 +67,26 @@ enum Kind {
 
 /// The blocks, of `block_size` bytes, of a volume of `size` bytes that differ between two snapshots.
 ///
-/// Where the volume has grown, what lies behind the old end is for the caller to add.
+/// Where the volume has grown, what lies behind the old end is for the caller to add. Read line by line: memory is that of the blocks.
 ///
 /// # Errors
 /// If anything in it is not understood.
-pub fn zstream_dump(text: &str, size: u64, block_size: u64) -> Result<BlockSet, NotUnderstood> {
+pub fn zstream_dump(mut text: impl BufRead, size: u64, block_size: u64) -> Result<BlockSet, NotUnderstood> {
     let mut dump = Dump { changed: BlockSet::new(size, block_size), counts: [0; KINDS.len()], part: Part::Start };
-    for (n, line) in text.lines().enumerate() {
-        dump.line(line).map_err(|why| NotUnderstood { program: "zstream dump", line: n + 1, why })?;
+    let (mut line, mut n) = (String::new(), 0);
+    let error = |line, why| NotUnderstood { program: "zstream dump", line, why };
+    loop {
+        next_piece(&mut text, b'\n', &mut line).map_err(|why| error(n + 1, why))?;
+        if line.is_empty() {
+            break;
+        }
+        n += 1;
+        let whole = line.strip_suffix('\n').ok_or("it is not complete");
+        whole.and_then(|line| dump.line(line)).map_err(|why| error(n, why))?;
     }
     match dump.part {
         Part::Done => Ok(dump.changed),
-        _ => Err(NotUnderstood { program: "zstream dump", line: text.lines().count(), why: "it is not complete" }),
+        _ => Err(error(n, "it is not complete")),
     }
 }
 
@@ -321,13 +330,13 @@ SUMMARY:
             Extent { start: 1 << 20, len: 2 * BLOCK },
             Extent { start: SIZE - BLOCK, len: BLOCK },
         ];
-        assert_eq!(zstream_dump(DUMP, SIZE, BLOCK).unwrap().runs().collect::<Vec<_>>(), wanted);
+        assert_eq!(zstream_dump(DUMP.as_bytes(), SIZE, BLOCK).unwrap().runs().collect::<Vec<_>>(), wanted);
         // As 2.0.0 and the program of 2026 print it.
         let other = DUMP.replace("\tpayloadlen = 0\n", "");
-        assert!(zstream_dump(&other, SIZE, BLOCK).is_ok());
+        assert!(zstream_dump(other.as_bytes(), SIZE, BLOCK).is_ok());
         let newer =
             "\tTotal DRR_OBJECT_RANGE records = 0 (0 bytes)\n\tTotal DRR_REDACT records = 0 (0 bytes)\n\tTotal records";
-        assert!(zstream_dump(&DUMP.replace("\tTotal records", newer), SIZE, BLOCK).is_ok());
+        assert!(zstream_dump(DUMP.replace("\tTotal records", newer).as_bytes(), SIZE, BLOCK).is_ok());
     }
 
     #[test]
@@ -375,18 +384,18 @@ SUMMARY:
         ] {
             let text = DUMP.replacen(from, to, 1);
             assert_ne!(text, DUMP, "{from}");
-            assert!(zstream_dump(&text, SIZE, BLOCK).is_err(), "{from:?} -> {to:?}");
+            assert!(zstream_dump(text.as_bytes(), SIZE, BLOCK).is_err(), "{from:?} -> {to:?}");
         }
-        let e = zstream_dump(&DUMP.replace("FREE object = 1", "REDACT object = 1"), SIZE, BLOCK).unwrap_err();
+        let e = zstream_dump(DUMP.replace("FREE object = 1", "REDACT object = 1").as_bytes(), SIZE, BLOCK).unwrap_err();
         assert_eq!((e.program, e.line), ("zstream dump", 15), "{e}");
-        assert!(zstream_dump(&format!("{DUMP}{DUMP}"), SIZE, BLOCK).is_err());
+        assert!(zstream_dump(format!("{DUMP}{DUMP}").as_bytes(), SIZE, BLOCK).is_err());
     }
 
     #[test]
     fn no_beginning_of_a_dump_is_a_dump() {
         let last = DUMP.rfind("\tTotal stream length = ").unwrap() + "\tTotal stream length = 8".len();
         for at in 0..last {
-            assert!(zstream_dump(&DUMP[..at], SIZE, BLOCK).is_err(), "{at}");
+            assert!(zstream_dump(&DUMP.as_bytes()[..at], SIZE, BLOCK).is_err(), "{at}");
         }
     }
 
@@ -395,8 +404,8 @@ SUMMARY:
         fn no_text_makes_it_panic(line in "(WRITE|FREE|END|Total)?[ -~\u{e9}]{0,40}", at in 0..DUMP.len(), with in "\\PC") {
             let mut changed = DUMP.to_owned();
             changed.replace_range(at..at + 1, &with);
-            let _ = zstream_dump(&changed, SIZE, BLOCK);
-            let _ = zstream_dump(&DUMP.replacen("FREE object = 2", &format!("{line}\nFREE object = 2"), 1), SIZE, BLOCK);
+            let _ = zstream_dump(changed.as_bytes(), SIZE, BLOCK);
+            let _ = zstream_dump(DUMP.replacen("FREE object = 2", &format!("{line}\nFREE object = 2"), 1).as_bytes(), SIZE, BLOCK);
         }
     }
 }

@@ -43,3 +43,4 @@ pub mod simulation;
 pub mod tls;
 pub mod tools;
 pub mod tunnel;
+pub mod volumes;

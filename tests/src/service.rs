@@ -326,6 +326,17 @@ impl<'a> AgentHost<'a> {
         self.try_enroll(gateway.address(), &gateway.token(&self.machine)).json()
     }
 
+    /// How it says that its disks will be captured.
+    pub fn check(&self) -> Ran {
+        self.launch(&["agent", "check", "--config", plain(&self.config), "--json"]).finish()
+    }
+
+    /// Changes its configuration.
+    pub fn reconfigure(&self, change: impl FnOnce(String) -> String) {
+        let text = fs::read_to_string(&self.config).expect("own file");
+        fs::write(&self.config, change(text)).expect("own folder");
+    }
+
     /// Tries to ship one cycle.
     pub fn try_ship(&self) -> Ran {
         self.launch(&["agent", "run", "--once", "--config", plain(&self.config)]).finish()

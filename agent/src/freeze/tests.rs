@@ -24,6 +24,7 @@ fn freeze(folder: &TempDir, mounts: &[&str], longest: Duration) -> Freeze {
     Freeze {
         command: None,
         named: mounts.len(),
+        by_copies: Vec::new(),
         mounts,
         unnamed: Vec::new(),
         all_mounts: true,

@@ -190,12 +190,14 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
-    fn what_a_gateway_has_is_what_the_disks_held(watched: bool, steps in prop::collection::vec(step(), 4..40)) {
+    fn what_a_gateway_has_is_what_the_disks_held(watched in 0..3, steps in prop::collection::vec(step(), 4..40)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         runtime.expect("a runtime").block_on(async {
             let machine = Machine::new(&[("root", 10 * BLOCK), ("data", 3 * BLOCK + 1)]);
-            if watched {
-                machine.watches.work();
+            match watched {
+                0 => {}
+                1 => machine.watches.work(),
+                _ => machine.watches.copy(),
             }
             let mut world = World { machine, gateway: FakeGateway::default() };
             for step in steps {

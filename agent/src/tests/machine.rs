@@ -177,7 +177,7 @@ impl Machine {
                 late_max: self.config().late_max,
                 skip: Skip::default(),
                 cancel: Cancel::default(),
-                tracking: Tracking::new(&self.disks, self.watches.clone().begin()),
+                tracking: Tracking::new(&self.disks, self.watches.clone().begin(), Arc::default()),
                 vm: None,
                 patient: true,
                 orders: Orders::default(),

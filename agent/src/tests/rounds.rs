@@ -1,5 +1,7 @@
 //! Disks whose writes are watched: rounds, a short cut, and nothing lost in between.
 
+use std::sync::Arc;
+
 use landfall_model::{BlockSet, Consistency, Extent};
 
 use super::gateway::{FakeGateway, Trouble};
@@ -166,7 +168,7 @@ async fn who_writes_faster_than_rounds_go_gets_a_late_point_that_is_whole() {
 fn what_was_skipped_and_is_not_any_more_is_compared() {
     let machine = Machine::new(&[("root", SIZE)]);
     machine.watches.work();
-    let tracking = Tracking::new(&machine.disks, machine.watches.clone().begin());
+    let tracking = Tracking::new(&machine.disks, machine.watches.clone().begin(), Arc::default());
     let name = &machine.disks[0].name;
     let block = BLOCK as u64;
     let mut swap = BlockSet::new(SIZE as u64, block);

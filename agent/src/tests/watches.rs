@@ -17,6 +17,8 @@ const MARK_BYTES: u64 = 4096;
 struct Inner {
     /// Whether anything can be watched.
     works: bool,
+    /// Whether that is by copies.
+    copies: bool,
     /// What was written to the files that are watched; none: it is not known any more.
     written: BTreeMap<PathBuf, Option<Vec<Extent>>>,
     /// Writes that are made when somebody looks: at so many looks from now.
@@ -34,6 +36,64 @@ struct FileWatch {
     path: PathBuf,
 }
 
+/// A file that is copied at each cut, and compared afterwards.
+struct FileCopies {
+    told: FileWatch,
+    copy: PathBuf,
+    /// Made since, and not compared yet.
+    newer: bool,
+}
+
+impl FileCopies {
+    fn newer(&self) -> PathBuf {
+        self.copy.with_extension("newer")
+    }
+}
+
+impl Watch for FileCopies {
+    fn take(&mut self) -> Written {
+        if let lost @ Written::Lost(_) = self.told.take() {
+            return lost;
+        }
+        // One that was not compared is gone with that.
+        if let Err(error) = fs::copy(&self.told.path, self.newer()) {
+            return Written::Lost(error.to_string());
+        }
+        self.newer = true;
+        Written::Later
+    }
+
+    fn tidy(&mut self) {
+        self.newer = false;
+    }
+
+    fn compare(&mut self, stop: &dyn Fn() -> bool) -> Written {
+        assert!(std::mem::take(&mut self.newer), "a copy was made");
+        let (old, new) = (fs::read(&self.copy).expect("a copy"), fs::read(self.newer()).expect("a copy"));
+        fs::rename(self.newer(), &self.copy).expect("own folder");
+        if stop() {
+            return Written::All("it was stopped".to_owned());
+        }
+        let mut set = BlockSet::new(new.len() as u64, MARK_BYTES);
+        let mark = usize::try_from(MARK_BYTES).expect("small");
+        for (n, block) in new.chunks(mark).enumerate() {
+            let before = old.get(n * mark..(n * mark + block.len()));
+            if before != Some(block) {
+                set.insert(Extent { start: n as u64 * MARK_BYTES, len: block.len() as u64 });
+            }
+        }
+        Written::Blocks(set)
+    }
+
+    fn source(&self) -> &'static str {
+        "copied"
+    }
+
+    fn copy(&self) -> Option<&Path> {
+        Some(&self.copy)
+    }
+}
+
 impl Watches {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -44,14 +104,27 @@ impl Watches {
         self.inner().works = true;
     }
 
+    /// Files are copied at each cut from now on.
+    pub(super) fn copy(&self) {
+        self.inner().copies = true;
+        self.work();
+    }
+
     pub(super) fn begin(self) -> Begin {
         Box::new(move |path: &Path| -> Result<Box<dyn Watch>> {
             let mut inner = self.inner();
             if !inner.works {
                 return Err(Error::new(ErrorKind::Unsupported, "nothing can be watched here"));
             }
+            let told = FileWatch { watches: self.clone(), path: path.to_owned() };
+            let mut name = path.as_os_str().to_owned();
+            name.push(".copy");
+            let copy = PathBuf::from(name);
+            if inner.copies {
+                fs::copy(path, &copy).map_err(|e| Error::with_source(ErrorKind::of_io(&e), "no copy", e))?;
+            }
             inner.written.insert(path.to_owned(), Some(Vec::new()));
-            Ok(Box::new(FileWatch { watches: self.clone(), path: path.to_owned() }))
+            Ok(if inner.copies { Box::new(FileCopies { told, copy, newer: false }) } else { Box::new(told) })
         })
     }
 

@@ -99,17 +99,21 @@ pub(crate) fn status(common: &Common, file: &AgentFile) -> Result<()> {
 pub(crate) fn check(common: &Common, file: &AgentFile) -> Result<()> {
     let config = AgentConfig::read(&file.config)?;
     let check = landfall_agent::check(&config);
-    let disk =
-        |d: &DiskCheck| json!({ "name": d.name, "source": d.source, "why": d.why, "cost": d.cost, "error": d.error });
+    let disk = |d: &DiskCheck| {
+        json!({
+            "name": d.name, "source": d.source, "why": d.why, "cost": d.cost, "error": d.error,
+            "skipped_bytes": d.skipped_bytes, "not_skipped": d.not_skipped,
+        })
+    };
     let value = json!({
         "machine": config.machine, "consistency": check.consistency, "frozen": check.frozen, "not_frozen": check.not_frozen,
         "disks": check.disks.iter().map(disk).collect::<Vec<_>>(),
     });
     output::document(common.json, &value, || {
-        let mut rows = vec![["DISK", "SOURCE", "WHY", "COST"].map(str::to_owned).to_vec()];
+        let mut rows = vec![["DISK", "SOURCE", "WHY", "COST", "SKIPS"].map(str::to_owned).to_vec()];
         rows.extend(check.disks.iter().map(|d| {
             let why = d.error.as_ref().map_or_else(|| d.why.clone(), |error| format!("{}: {error}", d.why));
-            vec![d.name.to_string(), d.source.unwrap_or("none").to_owned(), why, d.cost.clone()]
+            vec![d.name.to_string(), d.source.unwrap_or("none").to_owned(), why, d.cost.clone(), skips(d)]
         }));
         let list = |paths: &[PathBuf]| {
             let paths: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
@@ -129,6 +133,15 @@ pub(crate) fn check(common: &Common, file: &AgentFile) -> Result<()> {
             Err(Error::new(ErrorKind::Usage, why))
         }
         None => Ok(()),
+    }
+}
+
+/// What of a disk is not sent.
+fn skips(disk: &DiskCheck) -> String {
+    match (disk.skipped_bytes, &disk.not_skipped) {
+        (0, None) => "nothing".to_owned(),
+        (0, Some(why)) => format!("nothing: {why}"),
+        (bytes, _) => format!("swap in use: {}", output::size(bytes)),
     }
 }
 
