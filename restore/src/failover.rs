@@ -187,7 +187,13 @@ async fn clean(vault: &Vault, job: Job) -> Result<JobMeta> {
     let job = vault.job(job.meta.job).await?;
     let mut recorder = Recorder::new(vault.clone(), job);
     if !recorder.meta().state.is_over() {
-        recorder.change(|meta| meta.state = JobState::Cleaned).await?;
+        let changed = recorder.change(|meta| meta.state = JobState::Cleaned).await;
+        // It removes the folder, and then writes: it may do so in this moment.
+        if changed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Conflict) {
+            let newest = vault.job(recorder.meta().job).await?.meta;
+            return if newest.state.is_over() { Ok(newest) } else { changed.map(|()| newest) };
+        }
+        changed?;
     }
     Ok(recorder.meta().clone())
 }
