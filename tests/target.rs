@@ -17,7 +17,7 @@ use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 /// Everything waited for is there long before.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(60);
 const ROOT: &str = "root.img";
 
 /// A protected guest, and its failovers on this host.
@@ -109,10 +109,12 @@ impl World {
 
     #[track_caller]
     fn assert_nothing_left(&self, job: &str) {
-        let namespace = namespace(job);
-        wait("nothing of the job is left", || {
-            self.processes(&[job]).is_empty() && !self.root().join(job).exists() && !namespace.exists()
-        });
+        let left = || (self.processes(&[job]), self.root().join(job).exists(), namespace(job).exists());
+        let start = Instant::now();
+        while left() != (Vec::new(), false, false) {
+            assert!(start.elapsed() < LIMIT, "left of the job (processes, folder, network): {:?}", left());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
