@@ -109,10 +109,12 @@ impl World {
 
     #[track_caller]
     fn assert_nothing_left(&self, job: &str) {
-        let namespace = namespace(job);
-        wait("nothing of the job is left", || {
-            self.processes(&[job]).is_empty() && !self.root().join(job).exists() && !namespace.exists()
-        });
+        let left = || (self.processes(&[job]), self.root().join(job).exists(), namespace(job).exists());
+        let start = Instant::now();
+        while left() != (Vec::new(), false, false) {
+            assert!(start.elapsed() < LIMIT, "left of the job (processes, folder, network): {:?}", left());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -135,6 +137,12 @@ fn namespace(job: &str) -> PathBuf {
 fn kill(id: u32) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(id).unwrap()).unwrap();
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+/// Whether nothing of a process is left but its number. One that is ending has no command line any more, and holds its files and locks yet.
+fn has_ended(id: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
 #[track_caller]
@@ -208,8 +216,9 @@ fn a_test_has_its_addresses_in_a_network_that_is_made_for_it_and_goes_with_it() 
     world.assert_nothing_left(&id);
     // And its keeper too: the next failover on this host finds what is left.
     let id = text(&world.start("test", "inject = \"agent\"", LAB).json(), "job");
-    world.processes(&[&id, "landfall"]).into_iter().for_each(kill);
-    wait("all have ended", || world.processes(&[&id]).is_empty());
+    let both = world.processes(&[&id, "landfall"]);
+    both.iter().copied().for_each(kill);
+    wait("all have ended", || both.iter().copied().all(has_ended) && world.processes(&[&id]).is_empty());
     assert!(namespace(&id).exists(), "nobody was there to remove it");
     let other = text(&world.start("test", "network = \"none\"", "").json(), "job");
     world.assert_nothing_left(&id);
