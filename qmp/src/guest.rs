@@ -20,7 +20,7 @@ const REPEAT: Duration = Duration::from_secs(1);
 /// How often it is asked whether a program has ended.
 const POLL: Duration = Duration::from_millis(50);
 /// As much of what a program said is kept.
-const SAID_BYTES_MAX: usize = 1024;
+const SAID_BYTES_MAX: usize = 200;
 
 /// How a program of a guest ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -120,27 +120,27 @@ impl GuestAgent {
         self.execute("guest-ping", Value::Null, limit).map(|_| ())
     }
 
-    /// Runs a program of the guest to its end, with these variables (`NAME=VALUE`) in its environment.
+    /// Runs a program of the guest to its end, with these variables (`NAME=VALUE`) in its environment. `hear`: what it says is asked for.
     ///
     /// # Errors
     /// As for [`Self::execute`]: `Refused` where there is no such program, or the agent may run none; `Silent` where it does not end in time. It runs on then.
-    pub fn run(&mut self, program: &str, arguments: &[&str], environment: &[&str], limit: Duration) -> Result<Exited> {
+    pub fn run(
+        &mut self,
+        program: &str,
+        arguments: &[&str],
+        environment: &[&str],
+        hear: bool,
+        limit: Duration,
+    ) -> Result<Exited> {
         const WHAT: &str = "guest-exec-status";
         let deadline = Deadline::after(limit);
-        let begin = json!({ "path": program, "arg": arguments, "env": environment, "capture-output": true });
+        let begin = json!({ "path": program, "arg": arguments, "env": environment, "capture-output": hear });
         let begun = self.execute("guest-exec", begin, limit)?;
         let pid = begun["pid"].as_i64().ok_or_else(|| self.lines.malformed("a program without a number"))?;
         while let Some(left) = deadline.left() {
             let status = self.execute(WHAT, json!({ "pid": pid }), left)?;
-            if status["exited"] == true {
-                let said = |name: &str| {
-                    let text = data_encoding::BASE64.decode(status[name].as_str()?.as_bytes()).ok()?;
-                    let tail = &text[text.len().saturating_sub(SAID_BYTES_MAX)..];
-                    let text = String::from_utf8_lossy(tail).trim().to_owned();
-                    (!text.is_empty()).then_some(text)
-                };
-                let said = said("err-data").or_else(|| said("out-data")).unwrap_or_default();
-                return Ok(Exited { code: status["exitcode"].as_i64(), said });
+            if let Some(exited) = exited(&status) {
+                return Ok(exited);
             }
             std::thread::sleep(POLL);
         }
@@ -179,5 +179,46 @@ impl GuestAgent {
     fn count(&mut self, command: &str, limit: Duration) -> Result<u64> {
         let said = self.execute(command, Value::Null, limit)?;
         said.as_u64().ok_or_else(|| self.lines.malformed("no count of file systems"))
+    }
+}
+
+/// What an agent says of a program; none while it runs.
+fn exited(status: &Value) -> Option<Exited> {
+    if status["exited"].as_bool() != Some(true) {
+        return None;
+    }
+    let said = |name: &str| {
+        let text = data_encoding::BASE64.decode(status[name].as_str()?.as_bytes()).ok()?;
+        let tail = &text[text.len().saturating_sub(SAID_BYTES_MAX)..];
+        let text: String = String::from_utf8_lossy(tail).replace(char::is_control, " ").trim().to_owned();
+        (!text.is_empty()).then_some(text)
+    };
+    let code = if status["signal"].is_null() { status["exitcode"].as_i64() } else { None };
+    Some(Exited { code, said: said("err-data").or_else(|| said("out-data")).unwrap_or_default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_has_ended_well_only_where_its_agent_says_so() {
+        let code = |status: Value| exited(&status).map(|exited| exited.code);
+        assert_eq!(code(json!({ "exited": false })), None);
+        assert_eq!(code(json!({ "exited": "yes", "exitcode": 0 })), None);
+        assert_eq!(code(json!(["exited"])), None);
+        assert_eq!(code(json!({ "exited": true, "exitcode": 0 })), Some(Some(0)));
+        assert_eq!(code(json!({ "exited": true, "exitcode": "0" })), Some(None));
+        assert_eq!(code(json!({ "exited": true, "exitcode": 0, "signal": 9 })), Some(None));
+        assert_eq!(code(json!({ "exited": true })), Some(None));
+    }
+
+    #[test]
+    fn what_a_program_of_a_guest_says_is_short_and_holds_no_commands_of_a_terminal() {
+        let said = format!("\x1b[2Jno {}", "no ".repeat(1000));
+        let said = data_encoding::BASE64.encode(said.as_bytes());
+        let exited = exited(&json!({ "exited": true, "exitcode": 1, "err-data": said, "out-data": "not base64" }));
+        let said = exited.expect("it ended").said;
+        assert!(said.len() <= SAID_BYTES_MAX && !said.contains('\x1b') && said.contains("no no"), "{said}");
     }
 }

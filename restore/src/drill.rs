@@ -19,7 +19,7 @@ use landfall_model::{
 use landfall_vault::{DrillKey, Vault, now};
 
 use crate::failover::{self, Request};
-use crate::kvm::{Network, Settings};
+use crate::kvm::{Network, NicSettings, Settings};
 pub(crate) use report::{Seen, store};
 
 /// A drill is over after so long, whatever it does.
@@ -70,8 +70,13 @@ impl Drill {
 pub(crate) fn suits(settings: &Settings) -> Result<()> {
     let why = if settings.probes.is_empty() {
         "a drill asks something of the machine: write probe = \"agent\" (or console:TEXT, tcp:PORT, http:PORT/PATH, command:PROGRAM) in [kvm] of the target's file, and pass --target-file FILE"
-    } else if matches!(settings.network, Some(Network::Bridge(_))) {
-        "a drill boots in isolation, and the target's file connects the machine to a bridge: write network = \"isolated\" in a file for drills"
+    } else if settings
+        .network_of_tests()
+        .into_iter()
+        .chain(settings.nics.iter().filter_map(NicSettings::network_of_tests))
+        .any(|network| matches!(network, Network::Bridge(_)))
+    {
+        "a drill boots in isolation, and the target's file connects the machine to a bridge: write test_network = \"isolated\" beside it"
     } else {
         return Ok(());
     };

@@ -84,6 +84,7 @@ pub async fn jobs(vault: &Vault) -> Result<Vec<JobMeta>> {
 pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
     let Request { kind, machine, asked, settings: (text, file), root, lease, source_is_lost, proof, drill } = request;
     let settings = Settings::parse(&text, &file)?;
+    settings.reached_by_probes(kind == JobKind::Test)?;
     if kind.is_real() {
         settings.with_network()?;
         let others = jobs(vault).await?;

@@ -15,7 +15,7 @@ mod settings;
 pub(crate) use disks::make as make_disks;
 pub(crate) use machine::{Running, end};
 pub(crate) use network::remove as remove_networks;
-pub(crate) use nics::Network;
+pub(crate) use nics::{Network, NicSettings};
 pub(crate) use picture::Picture;
 pub(crate) use probe::{Probed, not_passed};
 pub(crate) use settings::Settings;

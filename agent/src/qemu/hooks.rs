@@ -23,7 +23,7 @@ pub(super) fn run(agent: &mut GuestAgent, words: &[String], phase: &str, longest
     let (program, arguments) = words.split_first()?;
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let begun = Instant::now();
-    let ran = agent.run(program, &arguments, &[&format!("LANDFALL_PHASE={phase}")], longest);
+    let ran = agent.run(program, &arguments, &[&format!("LANDFALL_PHASE={phase}")], true, longest);
     let code = match ran {
         Ok(exited) => {
             if exited.code != Some(0) {

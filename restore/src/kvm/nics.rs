@@ -262,6 +262,11 @@ impl NicSettings {
         self.real.network.is_some()
     }
 
+    /// Its network in a test, if it has one of its own there.
+    pub(crate) fn network_of_tests(&self) -> Option<&Network> {
+        self.test.network.as_ref()
+    }
+
     /// Networks that a failover would have.
     pub(crate) fn network(&self) -> Option<&Network> {
         self.real.network.as_ref()
@@ -343,7 +348,7 @@ pub(crate) fn check(settings: &[NicSettings], point: &PointMeta) -> Result<()> {
 /// The interfaces of a machine, as it is to be made.
 pub(crate) fn wired(plan: &Plan) -> Vec<Wired> {
     let settings = &plan.settings;
-    let (all, for_test) = (settings.network.as_ref(), settings.test_network.as_ref());
+    let all = settings.network.as_ref();
     let mut out = Vec::new();
     for (place, nic) in interfaces(&plan.point, &settings.nics).into_iter().enumerate() {
         let found = settings.nics.iter().find(|s| s.which.is(&nic));
@@ -351,8 +356,8 @@ pub(crate) fn wired(plan: &Plan) -> Vec<Wired> {
         let network = if plan.test {
             // Its own network is for a failover: nothing else connects a test to it.
             let own = real.and_then(|side| side.network.as_ref());
-            let fallback = if own.is_some() { None } else { all };
-            test.and_then(|side| side.network.as_ref()).or(for_test).or(fallback)
+            let fallback = if own.is_some() { settings.test_network.as_ref() } else { settings.network_of_tests() };
+            test.and_then(|side| side.network.as_ref()).or(fallback)
         } else {
             real.and_then(|side| side.network.as_ref()).or(all)
         };

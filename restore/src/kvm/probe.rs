@@ -24,9 +24,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use landfall_model::{Result, Timestamp};
-use landfall_qmp::GuestAgent;
+use landfall_qmp::{Exited, GuestAgent, QmpError};
 use landfall_vault::now;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::Plan;
@@ -269,40 +269,21 @@ async fn console(plan: &Plan, text: &str) -> Try {
 
 /// Has the guest's agent run a program. What the program prints is not asked for.
 fn run_in_guest(path: &Path, words: &[String], limit: Duration) -> Try {
-    let until = std::time::Instant::now() + limit;
-    let silent = |_| "the guest's agent does not answer".to_owned();
+    let silent = || "the guest's agent does not answer".to_owned();
     let Some((program, arguments)) = words.split_first() else { return Err("it names no program".to_owned()) };
-    let mut agent = GuestAgent::connect(path, TRY_LIMIT).map_err(silent)?;
-    let start = json!({ "path": program, "arg": arguments, "capture-output": false });
-    let started = agent.execute("guest-exec", start, TRY_LIMIT);
-    let started = started.map_err(|e| match e.desc() {
-        Some(_) => {
-            "the guest's agent does not run it: there is no such program, or it is not allowed to run any".to_owned()
+    let mut agent = GuestAgent::connect(path, TRY_LIMIT).map_err(|_| silent())?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match agent.run(program, &arguments, &[], false, limit) {
+        Ok(Exited { code: Some(0), .. }) => Ok(()),
+        Ok(Exited { code: Some(code), .. }) => Err(format!("it ended with {code}")),
+        Ok(Exited { code: None, .. }) => Err("it was ended by a signal".to_owned()),
+        Err(QmpError::Refused { .. }) => {
+            Err("the guest's agent does not run it: there is no such program, or it is not allowed to run any"
+                .to_owned())
         }
-        None => silent(e),
-    })?;
-    let id = started["pid"].as_i64().ok_or("the guest's agent runs it and says no number")?;
-    while std::time::Instant::now() < until {
-        let state = agent.execute("guest-exec-status", json!({ "pid": id }), TRY_LIMIT).map_err(silent)?;
-        if let Some(ended) = ended(&state) {
-            return ended;
-        }
-        std::thread::sleep(POLL);
+        Err(QmpError::Silent { .. }) => Err(format!("it did not end within {} s", limit.as_secs())),
+        Err(_) => Err(silent()),
     }
-    Err(format!("it did not end within {} s", limit.as_secs()))
-}
-
-/// What an agent says of a program; none while it runs.
-fn ended(state: &Value) -> Option<Try> {
-    if state["exited"].as_bool() != Some(true) {
-        return None;
-    }
-    Some(match (state["exitcode"].as_i64(), state["signal"].as_i64()) {
-        (Some(0), None) => Ok(()),
-        (Some(code), _) => Err(format!("it ended with {code}")),
-        (None, Some(signal)) => Err(format!("it was ended by signal {signal}")),
-        (None, None) => Err("the guest's agent does not say how it ended".to_owned()),
-    })
 }
 
 fn connect(port: u16) -> std::result::Result<TcpStream, String> {
@@ -443,18 +424,6 @@ mod tests {
         }
         assert_eq!(status_of("HTTP/1.é 200".as_bytes()), None);
         assert_eq!(status_of("HTTP/1.1 20é".as_bytes()), None);
-        for (state, passed) in [
-            (json!({ "exited": false }), None),
-            (json!({ "exited": "yes", "exitcode": 0 }), None),
-            (json!(["exited"]), None),
-            (json!({ "exited": true, "exitcode": 0 }), Some(true)),
-            (json!({ "exited": true, "exitcode": 1 }), Some(false)),
-            (json!({ "exited": true, "exitcode": "0" }), Some(false)),
-            (json!({ "exited": true, "exitcode": 0, "signal": 9 }), Some(false)),
-            (json!({ "exited": true }), Some(false)),
-        ] {
-            assert_eq!(ended(&state).map(|outcome| outcome.is_ok()), passed, "{state}");
-        }
     }
 
     #[tokio::test]

@@ -152,6 +152,30 @@ impl Settings {
         })
     }
 
+    /// The network of an interface of a test that nothing else is said of.
+    pub(crate) fn network_of_tests(&self) -> Option<&Network> {
+        self.test_network.as_ref().or(self.network.as_ref())
+    }
+
+    /// Probes that need a network must have one by which QEMU itself reaches the machine.
+    ///
+    /// # Errors
+    /// `Usage`, naming the probe.
+    pub(crate) fn reached_by_probes(&self, test: bool) -> Result<()> {
+        let network = if test { self.network_of_tests() } else { self.network.as_ref() };
+        let reached = matches!(network, None | Some(Network::Isolated | Network::User));
+        match self.probes.iter().find(|probe| probe.needs_network() && !reached) {
+            None => Ok(()),
+            Some(probe) => {
+                let key = if test { "test_network" } else { "network" };
+                let why = format!(
+                    "probe \"{probe}\": it reaches the machine by a network of QEMU's own: write {key} = \"isolated\" (or \"user\") in [kvm]"
+                );
+                Err(Error::new(ErrorKind::Usage, why))
+            }
+        }
+    }
+
     /// Where the source is lost, what the machine is connected to is no matter of a default, and nothing that ends with a test.
     ///
     /// # Errors
@@ -191,7 +215,7 @@ fn default_qemu() -> String {
     format!("qemu-system-{}", std::env::consts::ARCH)
 }
 
-/// One, or a list of them. Those that need a network must have one that reaches the machine from here and from nowhere else.
+/// One, or a list of them.
 fn probes(source: Source<'_>, kvm: &Table<'_>) -> Result<Vec<Probe>> {
     let Some(value) = kvm.get("probe") else { return Ok(Vec::new()) };
     let texts = match value.get_ref().as_str() {
@@ -201,18 +225,7 @@ fn probes(source: Source<'_>, kvm: &Table<'_>) -> Result<Vec<Probe>> {
     if texts.len() > PROBES_MAX {
         return Err(source.wrong(value.span().start, format!("probe: at most {PROBES_MAX} are asked")));
     }
-    let reached =
-        matches!(kvm.text("network")?.as_ref().map(|(_, text)| text.as_str()), None | Some("isolated" | "user"));
-    let one = |(at, text): (usize, String)| match text.parse::<Probe>() {
-        Ok(probe) if probe.needs_network() && !reached => {
-            let why = format!(
-                "probe {text:?}: it reaches the machine by a network of QEMU's own: write network = \"isolated\" (or \"user\")"
-            );
-            Err(source.wrong(at, why))
-        }
-        Ok(probe) => Ok(probe),
-        Err(why) => Err(source.wrong(at, why)),
-    };
+    let one = |(at, text): (usize, String)| text.parse::<Probe>().map_err(|why| source.wrong(at, why));
     texts.into_iter().map(one).collect()
 }
 
@@ -222,6 +235,22 @@ mod tests {
 
     fn parse(text: &str) -> Result<Settings> {
         Settings::parse(text, Path::new("target.toml"))
+    }
+
+    #[test]
+    fn a_probe_that_needs_a_network_has_one_in_tests_or_is_refused() {
+        let of = |networks: &str| parse(&format!("[kvm]\n{networks}\nprobe = [\"agent\", \"tcp:22\"]")).expect("right");
+        assert!(of("").reached_by_probes(true).is_ok());
+        let both = of("network = \"bridge:br0\"\ntest_network = \"isolated\"");
+        assert!(both.reached_by_probes(true).is_ok());
+        for (settings, test, key) in [
+            (both, false, "network = "),
+            (of("network = \"none\""), true, "test_network"),
+            (of("test_network = \"created:lab\""), true, "test_network"),
+        ] {
+            let error = settings.reached_by_probes(test).expect_err(key);
+            assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(key), "{error}");
+        }
     }
 
     #[test]
@@ -262,7 +291,6 @@ mod tests {
             ("[kvm]\nprobe = \"console:\"", "2: probe"),
             ("[kvm]\nprobe = [\"agent\",\n\"tcp:0\"]", "3: probe"),
             ("[kvm]\nprobe = 7", "2: expected a list"),
-            ("[kvm]\nnetwork = \"none\"\nprobe = \"tcp:22\"", "isolated"),
             ("[kvm]\nnetwork = \"bridge:br0\"\nprobe = [\"agent\", \"http:80/\"]", "isolated"),
             ("[kvm]\nmemroy = \"1GiB\"", "memory"),
             ("[[disk]]\nname = \"a\"\nformat = \"zfs\"", "3: format"),
