@@ -385,7 +385,10 @@ fn what_cannot_be_done_is_told_before_anything_is_done() {
     let none = "0".repeat(32);
     world.site.customer(&["jobs", "show", &none]).assert_refused(exit::NOT_FOUND, &[&none]);
     world.site.customer(&["failover", "commit", "x"]).assert_refused(exit::USAGE, &["32 hex digits"]);
+    let bridge = world.target("network = \"bridge:no-such-0\"");
+    world.start("unplanned", &bridge, &[], None).assert_refused(exit::USAGE, &["no-such-0", "this host"]);
     let qemu = world.target("network = \"none\"\nqemu = \"/no/such/qemu\"");
+    world.start("unplanned", &qemu, &[], None).assert_refused(exit::UNSUPPORTED, &["/no/such/qemu", "install"]);
     world.start("test", &qemu, &[], None).assert_refused(exit::UNAVAILABLE, &["/no/such/qemu"]);
     let jobs = world.job(&["jobs"]);
     assert_eq!(jobs["jobs"].as_array().unwrap().len(), 1, "only the last was begun: {jobs}");

@@ -86,7 +86,9 @@ pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
     let settings = Settings::parse(&text, &file)?;
     settings.reached_by_probes(kind == JobKind::Test)?;
     if kind.is_real() {
-        settings.with_network()?;
+        let settings = settings.with_network()?;
+        let ready = tokio::task::spawn_blocking(move || kvm::ready(&settings)).await;
+        ready.map_err(|e| Error::with_source(ErrorKind::Bug, "looking at this host ended early", e))??;
         let others = jobs(vault).await?;
         let other = others.iter().find(|j| j.kind.is_real() && j.machine == machine && !j.state.is_over());
         if let Some(other) = other {

@@ -12,7 +12,7 @@ mod probe;
 mod seed;
 mod settings;
 
-pub(crate) use disks::make as make_disks;
+pub(crate) use disks::{make as make_disks, ready};
 pub(crate) use machine::{Running, end};
 pub(crate) use network::remove as remove_networks;
 pub(crate) use nics::{Network, NicSettings};

@@ -10,7 +10,7 @@ use crate::record::Kind;
 use crate::row::{Row, State};
 use crate::vault::Vault;
 
-/// Nobody begins an order that is older. One that was begun may be given again for as long as [`ORDER_AGAIN`].
+/// Nobody begins an order that is older. One that was begun may be given again for some hours.
 pub const ORDER_TIME: Duration = Duration::from_secs(120);
 /// After so long nobody looks for it any more.
 pub(crate) const ORDER_AGAIN: Duration = Duration::from_secs(6 * 3600);

@@ -16,6 +16,8 @@ const START: &str = "start source";
 /// A source that may be lost is asked for so long, and waited for so much longer when somebody has heard it.
 const LOST_TAKEN_MAX: Duration = Duration::from_secs(15);
 const LOST_DONE_MAX: Duration = Duration::from_secs(120);
+/// One that did not say that it was stopped may stop all the same, or may be gone.
+const MAYBE_TAKEN_MAX: Duration = Duration::from_secs(120);
 /// Its agent finds the way back to a gateway that was fenced within a minute or two.
 const START_TAKEN_MAX: Duration = Duration::from_secs(600);
 const START_DONE_MAX: Duration = Duration::from_secs(900);
@@ -74,12 +76,14 @@ pub(super) async fn stop(vault: &Vault, recorder: &mut Recorder) -> Result<()> {
 /// What writing the job down says.
 pub(super) async fn start(vault: &Vault, recorder: &mut Recorder, mut told: impl FnMut(&str)) -> Result<()> {
     let meta = recorder.meta();
-    if meta.source.lost || meta.step(STOP).is_none() || (meta.kind != JobKind::Planned && meta.source.cycle.is_none()) {
+    if meta.source.lost || meta.step(STOP).is_none() {
         return Ok(());
     }
+    let known = meta.kind == JobKind::Planned || meta.source.cycle.is_some();
     told("the source is told to go on; that may take minutes");
     let usual = Request::of(&meta.machine, OrderKind::Start);
-    let request = Request { taken_max: START_TAKEN_MAX, done_max: START_DONE_MAX, ..usual };
+    let taken_max = if known { START_TAKEN_MAX } else { MAYBE_TAKEN_MAX };
+    let request = Request { taken_max, done_max: START_DONE_MAX, ..usual };
     let (machine, far) = (meta.machine.clone(), RefCell::new(None));
     let work = async {
         match orders::give(vault, request, |text| *far.borrow_mut() = Some(text.to_owned())).await {

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use landfall_model::{DiskMeta, Error, ErrorKind, Result};
 
+use super::nics::{Network, NicSettings};
+use super::settings::Settings;
 use super::{Plan, empty, seed};
 
 /// Runs a program to its end.
@@ -22,6 +24,25 @@ fn run(program: &str, command: &mut Command) -> Result<String> {
     }
     let said = String::from_utf8_lossy(&done.stderr);
     Err(Error::new(ErrorKind::Unavailable, format!("{program} failed: {}", said.trim())))
+}
+
+/// Whether this host can bring a machine up: looked at before its source is stopped. Blocks.
+///
+/// # Errors
+/// `Unsupported` where QEMU or `qemu-img` cannot be run; `Usage` where a bridge is not there.
+pub(crate) fn ready(settings: &Settings) -> Result<()> {
+    let qemu = settings.qemu.display().to_string();
+    for program in [qemu.as_str(), "qemu-img"] {
+        run(program, Command::new(program).arg("--version"))?;
+    }
+    for network in settings.network.iter().chain(settings.nics.iter().filter_map(NicSettings::network)) {
+        let Network::Bridge(name) = network else { continue };
+        if !Path::new("/sys/class/net").join(name).join("bridge").exists() {
+            let why = format!("bridge {name} is not on this host: make it, or name another one in the target's file");
+            return Err(Error::new(ErrorKind::Usage, why));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the disks that are not there yet. Blocks. The overlays read what nobody has written from the export of the same name.
