@@ -184,7 +184,7 @@ fn a_drill_that_passes_has_a_report_with_times_and_a_picture_and_leaves_nothing(
     assert_eq!(report["rto_ms"].as_u64(), passed.iter().max().copied(), "{report}");
     assert!(number(&report, "fetched_bytes") > MIB && text(&report, "consistency") == "application", "{report}");
     let steps: Vec<String> = report["steps"].as_array().unwrap().iter().map(|s| text(s, "name")).collect();
-    assert_eq!(steps, ["point", "disks", "machine", "up"]);
+    assert_eq!(steps, ["point", "disks", "machine", "up", "profile"]);
     assert!(report["steps"].as_array().unwrap().iter().all(|s| s["done"] == true), "{report}");
     world.assert_nothing_left();
     // The picture is the one that the report says, and only the recovery key opens it.
@@ -339,7 +339,7 @@ fn drills_of_all_machines_are_summed_up_and_one_that_fails_does_not_stop_the_oth
 fn what_cannot_be_drilled_is_told_before_anything_is_done() {
     let world = need!(World::new());
     world.drill(&world.target(""), &[]).assert_refused(exit::USAGE, &["probe = ", "--target-file"]);
-    let bridge = world.target("network = \"bridge:br0\"\nprobe = \"agent\"");
+    let bridge = world.target("test_network = \"bridge:br0\"\nprobe = \"agent\"");
     world.drill(&bridge, &[]).assert_refused(exit::USAGE, &["isolat", "bridge"]);
     let none = world.target("network = \"none\"\nprobe = \"tcp:22\"");
     world.drill(&none, &[]).assert_refused(exit::USAGE, &["tcp:22", "isolated"]);

@@ -162,7 +162,7 @@ fn a_planned_failover_loses_nothing_and_the_source_goes_on_where_it_is_taken_bac
     let job = planned(&site, &source.programs, &[]).json();
     let id = text(&job, "job").to_owned();
     assert_eq!((text(&job, "state"), text(&job, "kind")), ("up", "planned"), "{job}");
-    for name in ["stop", "point", "proof", "fence", "disks", "machine", "up"] {
+    for name in ["stop", "point", "proof", "still", "fence", "disks", "machine", "up"] {
         assert_eq!(step(&job, name)["done"], true, "{name}: {job}");
     }
     assert!(text(step(&job, "proof"), "detail").contains("equal to the source"), "{job}");
@@ -174,7 +174,13 @@ fn a_planned_failover_loses_nothing_and_the_source_goes_on_where_it_is_taken_bac
     assert!((wrote..=wrote + 1).contains(&began), "{wrote} was written, {began} came up");
     let seq = number(&job, "seq").to_string();
     site.assert_disk_is("web", &seq, "root", &source.root());
-    // Back.
+    // Back. Whoever was killed while taking it back takes it back again, and nobody goes on with it.
+    let killed =
+        site.customer_with(&[("LANDFALL_CRASH_AT", "failover.step-done")], &["failover", "cancel", &id, "--apply"]);
+    assert!(killed.signal().is_some(), "{}", killed.story());
+    let folder = root(&site).display().to_string();
+    let resumed = site.customer(&["jobs", "resume", &id, "--folder", &folder]);
+    resumed.assert_refused(exit::CONFLICT, &["being taken back", "cancel"]);
     let cancelled = site.customer(&["failover", "cancel", &id, "--apply"]).json();
     assert_eq!(
         (text(&cancelled, "state"), step(&cancelled, "start source")["done"].as_bool()),
@@ -277,17 +283,17 @@ fn a_host_is_stopped_and_started_by_its_own_commands() {
     // What is written a moment before is there.
     write_at_the_end(&disk, b"the last word");
     let job = planned(&site, &programs, &[]).json();
-    assert_eq!((text(&job, "state"), fs::read_to_string(&log).unwrap().as_str()), ("up", "stop\n"), "{job}");
+    assert_eq!((text(&job, "state"), fs::read_to_string(&log).unwrap().as_str()), ("up", "stop\nstop\n"), "{job}");
     site.assert_disk_is("web", &number(&job, "seq").to_string(), "root", &disk);
     let id = text(&job, "job").to_owned();
     site.customer(&["failover", "cancel", &id, "--apply"]).json();
-    assert_eq!(fs::read_to_string(&log).unwrap(), "stop\nstart\n");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "stop\nstop\nstart\n");
     // Where the source is lost, it is stopped all the same, if somebody hears it; what it had last is there.
     let before = site.point_count("web");
     host.wait_for_points(before + 1);
     write_at_the_end(&disk, b"the very last word");
     let job = failover(&site, &programs, "unplanned", &[]).json();
-    assert_eq!(fs::read_to_string(&log).unwrap(), "stop\nstart\nstop\n");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "stop\nstop\nstart\nstop\n");
     assert!(text(step(&job, "stop"), "detail").contains("its last point is"), "{job}");
     site.assert_disk_is("web", &number(&job, "seq").to_string(), "root", &disk);
     stop(agent);

@@ -9,11 +9,12 @@
 //!
 //! The gateway may say an order again where a link has ended in between. Each is right to do twice; one that was answered is answered again.
 
-use landfall_model::{Consistency, CycleId, ErrorKind, OrderKind, Outcome};
+use landfall_model::{Consistency, CycleId, Error, ErrorKind, OrderKind, Outcome};
 use landfall_wire::{FromAgent, Order};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::compare::Stop;
+use crate::history::Plan;
 use crate::link::{Link, Receive};
 use crate::ship::{Fault, Shipper, StopOnDrop, died, shortened};
 
@@ -83,28 +84,41 @@ impl Shipper {
         newest: Option<CycleId>,
         last: Last,
     ) -> Result<Outcome, Fault> {
+        // A machine that waits for hours with its last cycle is not stopped for it.
+        let not_now = |why: String| Err(Fault::Local(Error::new(ErrorKind::Unavailable, why)));
+        if let Some(why) = self.orders.held() {
+            return not_now(format!("it is not stopped while its gateway lets no cycle begin: {why}"));
+        }
+        if let Plan::Full { reason } = self.state.run(move |state| state.plan(newest)).await? {
+            return not_now(format!(
+                "it is not stopped before everything was sent once more ({reason}): try again then"
+            ));
+        }
         let (power, flag) = (self.power.clone(), StopOnDrop(Stop::default()));
         let stop = flag.0.clone();
         self.meanwhile(link, spawn_blocking(move || power.stop(&|| stop.is_set()))).await?;
-        self.last = Some(last);
+        (self.last, self.patient) = (Some(last), false);
         let shipped = self.ship(link, newest).await;
-        self.last = None;
-        match shipped {
+        (self.last, self.patient) = (None, true);
+        let error = match shipped {
             Ok(shipped) => {
                 let disks = std::mem::take(&mut self.digests);
-                Ok(Outcome::Done { cycle: Some(shipped.cycle), consistency: shipped.consistency, disks })
+                return Ok(Outcome::Done { cycle: Some(shipped.cycle), consistency: shipped.consistency, disks });
             }
-            Err(Fault::Local(error)) => {
-                // Nobody fails over with this: the machine is wanted here.
-                let error = error.context("the machine was stopped, its last cycle failed");
-                let also = self.start(link).await.err();
-                Err(Fault::Local(match also {
-                    Some(Fault::Local(other)) => error.context(format!("it cannot be started again either ({other})")),
-                    _ => error,
-                }))
-            }
-            Err(fault) => Err(fault),
-        }
+            // Somebody has failed it over already: it must not run here.
+            Err(Fault::Refused(error)) if error.kind() == ErrorKind::Conflict => return Err(Fault::Refused(error)),
+            Err(Fault::Local(error) | Fault::Refused(error)) => error,
+            Err(Fault::Wait(why) | Fault::Resync(why) | Fault::NoGroup(why)) => Error::new(ErrorKind::Unavailable, why),
+            // Said again on the next link.
+            Err(fault @ (Fault::Link(_) | Fault::Cancelled)) => return Err(fault),
+        };
+        // Nobody fails over with this: the machine is wanted here.
+        let error = error.context("the machine was stopped, its last cycle failed");
+        let also = self.start(link).await.err();
+        Err(Fault::Local(match also {
+            Some(Fault::Local(other)) => error.context(format!("it cannot be started again either ({other})")),
+            _ => error,
+        }))
     }
 
     async fn start<R: Receive>(&mut self, link: &mut Link<R>) -> Result<Outcome, Fault> {

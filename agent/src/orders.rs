@@ -7,6 +7,7 @@
 //! Whatever the gateway leaves unsaid: an agent that is prepared goes on after [`PREPARED_MAX`], one that is frozen thaws after [`FROZEN_MAX`].
 //! Both are longer than the gateway waits for the other members. A moment that is named later is not heeded.
 
+use std::collections::VecDeque;
 use std::sync::mpsc as threads;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use crate::ship::{Event, Fault, Shipped, Shipper, abort};
 const PREPARED_MAX: Duration = Duration::from_secs(60);
 /// From the beginning of the freezing until the moment is named.
 const FROZEN_MAX: Duration = Duration::from_secs(15);
+/// Orders of operators that wait for the end of a cycle.
+const ORDERS_MAX: usize = 16;
 const NOTHING_TO_FREEZE: &str = "nothing can be held still on this machine, so its point would be of no one moment: \
     set freeze_command, or mounts for every disk, in the agent's configuration";
 const HELD_BY_SNAPSHOTS: &str = "file systems of this machine are held still by LVM's snapshots only, each at its own moment: \
@@ -41,8 +44,8 @@ enum Step {
 pub(crate) struct Orders {
     held: Option<String>,
     group: Option<(GroupId, Step)>,
-    /// What an operator wants done.
-    order: Option<Order>,
+    /// What operators want done, in the order in which it was heard.
+    waiting: VecDeque<Order>,
 }
 
 impl Orders {
@@ -61,7 +64,14 @@ impl Orders {
 
     /// What an operator wants done, once.
     pub(crate) fn take_order(&mut self) -> Option<Order> {
-        self.order.take()
+        self.waiting.pop_front()
+    }
+
+    /// Of more than can be kept in mind, whoever ordered hears nothing, and orders again.
+    fn wants(&mut self, order: Order) {
+        if self.waiting.len() < ORDERS_MAX && !self.waiting.contains(&order) {
+            self.waiting.push_back(order);
+        }
     }
 
     /// A step of the cut that was prepared; what is said of another is late.
@@ -226,7 +236,7 @@ impl Shipper {
             FromGateway::Freeze(id) => self.orders.step(id, Step::Freeze),
             FromGateway::Cut(id, moment) => self.orders.step(id, Step::Cut(moment)),
             FromGateway::Cancel(id, why) => self.orders.step(id, Step::Cancel(why)),
-            FromGateway::Order(order) => self.orders.order = Some(order),
+            FromGateway::Order(order) => self.orders.wants(order),
             _ => {}
         }
     }

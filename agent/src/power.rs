@@ -35,7 +35,12 @@ impl Power {
     pub(crate) fn stop(&self, stop: &dyn Fn() -> bool) -> Result<()> {
         match (&self.vm, &self.stop) {
             (Some(vm), _) => vm.shut_down(self.longest, stop),
-            (None, Some(command)) => run_shell("stop_command", command, "stop", self.longest, stop),
+            (None, Some(command)) => {
+                run_shell("stop_command", command, "stop", self.longest, stop)?;
+                // What its programs have written is on the disks before these are read.
+                rustix::fs::sync();
+                Ok(())
+            }
             (None, None) => Err(Error::new(
                 ErrorKind::Unsupported,
                 "nothing says how this host is stopped: set stop_command in the agent's configuration",

@@ -378,8 +378,12 @@ impl Shipper {
     /// What the cut freezes. A guest that is shut down has nothing to freeze, and nobody who would answer; its hooks are run when that is due.
     fn freeze_now(&self) -> Freeze {
         let mut freeze = self.freeze.clone();
-        if self.last.is_some() {
+        if let Some(last) = self.last {
             freeze.guest = None;
+            // What is compared whole takes longer than anything may be held still, and what would write was stopped.
+            if last.proof {
+                (freeze.command, freeze.mounts) = (None, Vec::new());
+            }
         }
         if let Some(guest) = &mut freeze.guest {
             let is_due = |hooks: &Hooks| self.hooked.is_none_or(|hooked| hooked.elapsed() >= hooks.every);

@@ -403,6 +403,9 @@ pub(crate) enum FailoverCommand {
         /// The host where the machine ran is gone for good, and its disks with it: nothing is looked for there.
         #[arg(long)]
         host_is_lost: bool,
+        /// The source is gone: it is not told to go on, which takes minutes where nobody answers.
+        #[arg(long)]
+        source_is_lost: bool,
     },
     /// End a test, and remove all of it.
     Cleanup(JobArg),

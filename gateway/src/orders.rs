@@ -6,7 +6,7 @@
 //! One that was taken is said again on every new link of its machine, here or at another gateway, until it is answered or too old. What an order says is little more than
 //! its kind: what is run for it stands in the agent's configuration.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::groups::Groups;
 
 /// How often the vault is asked: one listing of a folder that has what was ordered today.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Orders and answers of agents that are kept in mind at once. More are looked at when some are over.
+/// Orders that are not over and are kept in mind at once. More are looked at when some are.
 const OPEN_MAX: usize = 1024;
 
 /// An order that is not over.
@@ -38,17 +38,23 @@ pub(crate) struct Orders {
     vault: Vault,
     links: Arc<Groups>,
     open: Mutex<HashMap<OrderId, Open>>,
+    /// Those that nothing more is done about.
+    over: Mutex<HashSet<OrderId>>,
     /// Something is to be written.
     answers: watch::Sender<()>,
 }
 
 impl Orders {
     pub(crate) fn new(vault: Vault, links: Arc<Groups>) -> Self {
-        Self { vault, links, open: Mutex::default(), answers: watch::Sender::new(()) }
+        Self { vault, links, open: Mutex::default(), over: Mutex::default(), answers: watch::Sender::new(()) }
     }
 
     fn open(&self) -> std::sync::MutexGuard<'_, HashMap<OrderId, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn over(&self) -> std::sync::MutexGuard<'_, HashSet<OrderId>> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What an agent says of an order. Of one that it was not given, nothing is believed.
@@ -81,7 +87,11 @@ impl Orders {
     async fn look(&self) -> Result<()> {
         let listed: BTreeMap<OrderId, usize> = self.vault.orders_at(now()).await?.into_iter().collect();
         self.open().retain(|id, _| listed.contains_key(id));
+        self.over().retain(|id| listed.contains_key(id));
         for (id, records) in listed {
+            if self.over().contains(&id) {
+                continue;
+            }
             match self.one(id, records).await {
                 Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
                 Err(error) => tracing::warn!(%error, order = %id, "an order is left alone"),
@@ -104,6 +114,8 @@ impl Orders {
         };
         let asked = order.meta.state == OrderState::Asked;
         if matches!(order.meta.state, OrderState::Over(_)) || asked && now() > order.meta.until {
+            self.open().remove(&id);
+            self.over().insert(id);
             return Ok(());
         }
         if let Some(outcome) = answer {
@@ -265,6 +277,28 @@ mod tests {
         let (_member, mut orders) = groups.join(&web(), 3);
         second.look().await.expect("a store that answers");
         assert_eq!((said(&mut orders), said(&mut orders)), (Some(taken), None));
+    }
+
+    #[tokio::test]
+    async fn what_was_withdrawn_is_not_said_again() {
+        let world = World::new().await;
+        let id = world.order(60_000).await;
+        let (member, mut orders) = world.link(3);
+        world.look().await;
+        assert_eq!(said(&mut orders), Some(id));
+        let taken = world.vault.order(id).await.expect("there");
+        let over = OrderMeta {
+            state: OrderState::Over(Outcome::Failed { code: 7, why: String::new() }),
+            ..taken.meta.clone()
+        };
+        world.vault.put_order(over.clone(), Some(&taken)).await.expect("withdrawn");
+        drop(member);
+        let (_member, mut orders) = world.link(3);
+        world.look().await;
+        assert_eq!(said(&mut orders), None);
+        world.orders.answered(&web(), id, done());
+        world.look().await;
+        assert_eq!(world.state(id).await, over.state);
     }
 
     #[tokio::test]

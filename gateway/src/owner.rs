@@ -147,6 +147,8 @@ pub(crate) struct Owner {
     /// The cut of the newest point in the vault when it was opened.
     committed: Option<Timestamp>,
     waiting: Queue,
+    /// The newest cycle that an operator has ordered.
+    kept: Option<CycleId>,
     events: broadcast::Sender<Event>,
     /// Others see that it is given back when this is dropped.
     _held: Held,
@@ -184,7 +186,7 @@ impl Owner {
         };
         shared.tasks.spawn(committer.run());
         let name = name.clone();
-        let owner = Self { shared, name, tenure, newest, committed, waiting, events, _held: held };
+        let owner = Self { shared, name, tenure, newest, committed, waiting, kept: None, events, _held: held };
         Ok((owner, from_the_first))
     }
 
@@ -248,6 +250,11 @@ impl Owner {
             }
         }
         Ok(())
+    }
+
+    /// The point of this cycle does not become one with the next: an operator has ordered it.
+    pub(crate) fn keep(&mut self, cycle: CycleId) {
+        self.kept = Some(cycle);
     }
 
     /// Takes a cycle that has begun: captures what arrives and spools its point, with this mark.
@@ -321,7 +328,12 @@ impl Owner {
     /// segments that both referred to, and whether the last was a point before.
     async fn spool(&mut self, session: &Session, made: Made) -> Result<Option<(Vec<SegmentId>, bool)>> {
         let pressed = self.shared.spool.is_pressed();
-        let last = self.waiting.hold_last(|last| coalesce::is_due(last, made.signed.point.meta(), pressed));
+        let kept = self.kept;
+        let last = self.waiting.hold_last(|last| {
+            // Somebody waits for the point of an order.
+            let is_kept = kept.is_some() && last.meta.cycle == kept;
+            !is_kept && coalesce::is_due(last, made.signed.point.meta(), pressed)
+        });
         if let Some(last) = last {
             let unfinished = last.point().is_unfinished();
             let bodies = [&last.point().point().body, &made.signed.point.body];

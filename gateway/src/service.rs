@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use landfall_model::{DomainName, Error, ErrorKind, MachineName, Result};
+use landfall_model::{DomainName, Error, ErrorKind, MachineName, Outcome, Result};
 use landfall_vault::{DedupIndex, Heartbeat, Vault, crash_point, layout, now};
 use landfall_wire::pki::Authority;
 use landfall_wire::server::{Limits, Service, alive_while};
@@ -344,7 +344,12 @@ impl Gateway {
                 Some(message @ (FromAgent::Ready(_) | FromAgent::Frozen(_) | FromAgent::Unready(..))) => {
                     member.said(message);
                 }
-                Some(FromAgent::Answer(id, outcome)) => self.orders.answered(machine, id, outcome),
+                Some(FromAgent::Answer(id, outcome)) => {
+                    if let Outcome::Done { cycle: Some(cycle), .. } = &outcome {
+                        owner.keep(*cycle);
+                    }
+                    self.orders.answered(machine, id, outcome);
+                }
                 // What was on its way when a cycle was refused.
                 Some(_) if skipping => {}
                 Some(_) => return Err(Error::corrupt("the agent sent a part of a cycle that it did not begin")),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CycleId, DiskDigest, JobId, MachineName, Seq, Timeline, Timestamp};
+use crate::{CycleId, DiskDigest, JobId, MachineName, OrderId, Seq, Timeline, Timestamp};
 
 /// What is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -25,11 +25,16 @@ impl JobKind {
 
 /// What is wanted of the source, and what it said.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct JobSource {
     /// It is not asked to stop: it is gone.
     pub lost: bool,
     /// Digests of its disks are compared with those of the point before anything is started.
     pub proof: bool,
+    /// The order that was given to it last.
+    pub order: Option<OrderId>,
+    /// The failover is being taken back: nobody goes on with it.
+    pub cancelling: bool,
     /// Its last cycle, once it was stopped.
     pub cycle: Option<CycleId>,
     /// Its disks then.

@@ -105,7 +105,8 @@ impl GuestAgent {
         let mut answer = parsed(&line).ok_or_else(|| self.lines.malformed("a line that is no object"))?;
         self.stale = false;
         if let Some(error) = answer.get("error") {
-            let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+            // The guest's own words: they end up in messages.
+            let text = |name: &str| printable(error[name].as_str().unwrap_or_default());
             let (path, command) = (self.lines.path().to_owned(), command.to_owned());
             return Err(QmpError::Refused { path, command, class: text("class"), desc: text("desc") });
         }
@@ -180,6 +181,11 @@ impl GuestAgent {
         let said = self.execute(command, Value::Null, limit)?;
         said.as_u64().ok_or_else(|| self.lines.malformed("no count of file systems"))
     }
+}
+
+/// The beginning of what a guest says, without commands to a terminal.
+fn printable(text: &str) -> String {
+    text.chars().take(SAID_BYTES_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// What an agent says of a program; none while it runs.

@@ -74,9 +74,9 @@ pub(crate) fn suits(settings: &Settings) -> Result<()> {
         .network_of_tests()
         .into_iter()
         .chain(settings.nics.iter().filter_map(NicSettings::network_of_tests))
-        .any(|network| matches!(network, Network::Bridge(_)))
+        .any(Network::is_shared)
     {
-        "a drill boots in isolation, and the target's file connects the machine to a bridge: write test_network = \"isolated\" beside it"
+        "a drill boots in isolation, and the target's file connects a test of the machine to a network with others (a bridge, or user): write test_network = \"isolated\""
     } else {
         return Ok(());
     };

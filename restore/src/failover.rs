@@ -86,8 +86,8 @@ pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
     let settings = Settings::parse(&text, &file)?;
     settings.reached_by_probes(kind == JobKind::Test)?;
     if kind.is_real() {
-        let settings = settings.with_network()?;
-        let ready = tokio::task::spawn_blocking(move || kvm::ready(&settings)).await;
+        let for_real = settings.clone().with_network()?;
+        let ready = tokio::task::spawn_blocking(move || kvm::ready(&for_real)).await;
         ready.map_err(|e| Error::with_source(ErrorKind::Bug, "looking at this host ended early", e))??;
         let others = jobs(vault).await?;
         let other = others.iter().find(|j| j.kind.is_real() && j.machine == machine && !j.state.is_over());
@@ -97,7 +97,9 @@ pub async fn begin(vault: &Vault, request: Request) -> Result<JobMeta> {
     }
     let (log, line) = vault.protected(&machine).await?;
     let selector: Selector = asked.parse()?;
-    log.select(&line, selector).await.map_err(|e| e.context(format!("machine {machine}")))?;
+    let point = log.select(&line, selector).await.map_err(|e| e.context(format!("machine {machine}")))?;
+    // Before a source is stopped for a file that names what the machine has not.
+    settings.fitting(log.point(point).await?.meta())?;
     let job = JobId::from_bytes(landfall_vault::random()?);
     let place = Place::make(&root, job)?;
     place.keep_settings(&text)?;
@@ -157,7 +159,10 @@ pub async fn sweep(vault: &Vault, root: &Path) -> Result<()> {
         let Some(place) = Place::of_job(&root.join(id.to_string()), id)?.filter(|_| abandoned) else { continue };
         if job.meta.host == host() && Path::new(&job.meta.folder) == place.folder() && place.take()?.is_some() {
             tracing::info!(job = %id, "a test that nobody supervises any more is cleaned up");
-            clean(vault, job).await?;
+            // What is left of a test keeps nobody from a failover.
+            if let Err(error) = clean(vault, job).await {
+                tracing::warn!(%error, job = %id, "something of a test is left");
+            }
         }
     }
     Ok(())
@@ -265,7 +270,13 @@ pub async fn commit(vault: &Vault, id: JobId) -> Result<JobMeta> {
 ///
 /// # Errors
 /// `Usage` where it is a test, `Conflict` where it was committed, or runs on another host, unless that is lost.
-pub async fn cancel(vault: &Vault, id: JobId, host_is_lost: bool, told: impl FnMut(&str)) -> Result<JobMeta> {
+pub async fn cancel(
+    vault: &Vault,
+    id: JobId,
+    host_is_lost: bool,
+    source_is_lost: bool,
+    told: impl FnMut(&str),
+) -> Result<JobMeta> {
     let job = vault.job(id).await?;
     must_be(&job.meta, true, "cancelled")?;
     if job.meta.state == JobState::Committed {
@@ -280,6 +291,11 @@ pub async fn cancel(vault: &Vault, id: JobId, host_is_lost: bool, told: impl FnM
     }
     let job = vault.job(id).await?;
     let mut recorder = Recorder::new(vault.clone(), job);
+    if !recorder.meta().state.is_over() {
+        // From here on nobody goes on with it: its source may.
+        let lost = recorder.meta().source.lost || source_is_lost;
+        recorder.change(|meta| (meta.source.cancelling, meta.source.lost) = (true, lost)).await?;
+    }
     let machine = recorder.meta().machine.clone();
     let log = vault.machine(&machine);
     // One that came second fenced nobody.
@@ -298,7 +314,11 @@ pub async fn cancel(vault: &Vault, id: JobId, host_is_lost: bool, told: impl FnM
 fn plan(meta: &JobMeta, place: &Place, point: landfall_model::PointMeta) -> Result<Plan> {
     let title = format!("landfall-{}-{}", meta.machine, &meta.job.to_string()[..8]);
     let (text, file) = place.settings()?;
-    let settings = Settings::parse(&text, &file)?.fitting(&point)?;
+    let mut settings = Settings::parse(&text, &file)?.fitting(&point)?;
+    settings.reached_by_probes(meta.kind == JobKind::Test)?;
+    if meta.kind.is_real() {
+        settings = settings.with_network()?;
+    }
     if meta.is_drill() {
         drill::suits(&settings)?;
     }

@@ -10,10 +10,10 @@ use crate::record::Kind;
 use crate::row::{Row, State};
 use crate::vault::Vault;
 
-/// Nobody begins an order that is older. One that was begun may be given again for some hours.
+/// Nobody begins an order that is older. One that was begun may be given again for a day.
 pub const ORDER_TIME: Duration = Duration::from_secs(120);
 /// After so long nobody looks for it any more.
-pub(crate) const ORDER_AGAIN: Duration = Duration::from_secs(6 * 3600);
+pub(crate) const ORDER_AGAIN: Duration = Duration::from_secs(25 * 3600);
 
 /// An order as it was read or written last.
 pub type Order = Row<OrderMeta>;
@@ -38,7 +38,7 @@ impl State for OrderMeta {
 }
 
 impl Vault {
-    /// The orders that may still be open at a moment, ascending, each with how many records it has: one request, two in the first hours of a day.
+    /// The orders that may still be open at a moment, ascending, each with how many records it has: two requests, that of the day before among them.
     ///
     /// # Errors
     /// `Unavailable`.

@@ -40,7 +40,11 @@ impl Vm {
         let about = |e: Error| e.context(format_args!("shutting down the guest of {}", self.config.qmp.display()));
         self.ask_to_shut_down().map_err(about)?;
         let start = Instant::now();
-        while start.elapsed() < longest && !stop() {
+        while start.elapsed() < longest {
+            if stop() {
+                // It may shut down a moment later, and its QEMU must stay then: who asks again finds it.
+                return Err(about(Error::new(ErrorKind::Unavailable, "nobody waits for it any more")));
+            }
             // The monitor has one client at a time: others may want it meanwhile.
             match self.is_shut_down() {
                 Ok(true) => return Ok(()),
@@ -54,6 +58,10 @@ impl Vm {
             std::thread::sleep(POLL);
         }
         at_shutdown(&mut self.connect()?, "poweroff")?;
+        // In the last moment.
+        if self.is_shut_down()? {
+            return Ok(());
+        }
         let why = format!(
             "it has not shut down within {} s (stop_max), and goes on: shut it down by hand and try again",
             start.elapsed().as_secs()
@@ -94,9 +102,18 @@ impl Vm {
         let about = |e: Error| e.context(format_args!("starting the guest of {}", self.config.qmp.display()));
         let mut qmp = self.connect().map_err(about)?;
         at_shutdown(&mut qmp, "poweroff").map_err(about)?;
-        if status(&mut qmp).map_err(about)? == SHUT_DOWN {
+        let mut found = status(&mut qmp).map_err(about)?;
+        if found == SHUT_DOWN {
             qmp.execute("system_reset", Value::Null).map_err(Error::from).map_err(about)?;
+            found = status(&mut qmp).map_err(about)?;
+        }
+        // One that was reset by an agent that died then is in the first of these.
+        if found == "prelaunch" || found == "paused" {
             qmp.execute("cont", Value::Null).map_err(Error::from).map_err(about)?;
+            found = status(&mut qmp).map_err(about)?;
+        }
+        if found != "running" {
+            return Err(about(Error::new(ErrorKind::Conflict, format!("it does not run, QEMU says: {found}"))));
         }
         Ok(())
     }

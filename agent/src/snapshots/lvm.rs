@@ -128,6 +128,8 @@ fn release(pool: &str) -> Result<()> {
 struct Metadata {
     pool: String,
     note: PathBuf,
+    /// Its block; it is another one's where that is another.
+    root: Option<u64>,
 }
 
 impl Metadata {
@@ -152,15 +154,25 @@ impl Metadata {
             return Err(error);
         }
         // Released from here on, whatever happens.
-        let metadata = Self { pool, note };
-        let root = status(&metadata.pool)?.held;
-        write_note(&metadata.note, &metadata.pool, root)?;
+        let mut metadata = Self { pool, note, root: None };
+        metadata.root = status(&metadata.pool)?.held;
+        write_note(&metadata.note, &metadata.pool, metadata.root)?;
         Ok(metadata)
+    }
+
+    /// Whether it was there all the time: what is read of one that somebody has released may be anything.
+    fn is_held(&self) -> Result<bool> {
+        Ok(self.root.is_some() && status(&self.pool)?.held == self.root)
     }
 }
 
 impl Drop for Metadata {
     fn drop(&mut self) {
+        // What somebody else holds now is not ours.
+        if self.root.is_some() && status(&self.pool).is_ok_and(|status| status.held != self.root) {
+            drop(durable::remove(&self.note));
+            return;
+        }
         match release(&self.pool) {
             Ok(()) => drop(durable::remove(&self.note)),
             Err(error) => tracing::warn!(%error, pool = self.pool, "its metadata snapshot was not released yet"),
@@ -264,14 +276,33 @@ impl Thin {
 
     fn changed(&self, newer: &Snapshot, stop: &dyn Fn() -> bool) -> Result<BlockSet> {
         let metadata = Metadata::reserve(&self.owner, self.volume.pool_device(), stop)?;
+        self.are_there(newer)?;
         let device = format!("/dev/mapper/{}_tmeta", text::mapped_name(&self.volume.vg, &self.volume.pool));
         let words = ["thin_delta", "-m", "--thin1", &self.base.thin_id, "--thin2", &newer.thin_id, &device];
         let size = newer.size;
         let changed = program::listen(&[&words], stop, move |from| {
             thin_delta(from, size, BLOCK_BYTES).map_err(|e| Error::corrupt(e.to_string()))
         });
+        let held = metadata.is_held();
         drop(metadata);
+        if !held? {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "somebody has released the metadata snapshot while it was read",
+            ));
+        }
         Ok(with_growth(changed?, self.base.size))
+    }
+
+    /// LVM gives the number of a snapshot that somebody has removed to the next one: two of one number have no differences.
+    fn are_there(&self, newer: &Snapshot) -> Result<()> {
+        let rows = self.volume.own(&self.owner)?;
+        let is_there = |s: &Snapshot| rows.iter().any(|row| row.lv_name == s.name && row.thin_id == s.thin_id);
+        if is_there(&self.base) && is_there(newer) && self.base.thin_id != newer.thin_id {
+            return Ok(());
+        }
+        let why = format!("the snapshot {} is not what it was: somebody has removed it", self.base.name);
+        Err(Error::new(ErrorKind::Conflict, why))
     }
 }
 

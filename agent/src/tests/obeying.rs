@@ -134,6 +134,17 @@ async fn a_host_that_is_not_stopped_says_why_and_its_agent_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_could_not_send_its_last_cycle_is_not_stopped() {
+    let running = Running::start(Some("true")).await;
+    running.site.gateway.say(FromGateway::Hold("the spool is nearly full".to_owned())).await;
+    running.order(1, OrderKind::Stop, true).await;
+    let Outcome::Failed { code, why } = running.answer(1).await else { panic!("held") };
+    assert!(code == ErrorKind::Unavailable.exit_code() && why.contains("nearly full"), "{why}");
+    assert_eq!((running.log().as_str(), running.site.gateway.count()), ("", 1));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_whose_last_cycle_fails_is_started_again() {
     let running = Running::start(Some("true")).await;
     std::fs::remove_file(running.machine.path("data")).expect("own file");

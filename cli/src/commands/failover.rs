@@ -43,13 +43,13 @@ pub(crate) async fn run(common: &Common, command: FailoverCommand) -> Result<Exi
         FailoverCommand::Become { parent, command } => return Err(become_it(parent, &command)),
         FailoverCommand::Commit(job) => failover::commit(&common.any_vault().await?, job.job).await?,
         FailoverCommand::Cleanup(job) => failover::cleanup(&common.any_vault().await?, job.job).await?,
-        FailoverCommand::Cancel { job, apply: true, host_is_lost } => {
+        FailoverCommand::Cancel { job, apply: true, host_is_lost, source_is_lost } => {
             let told = |text: &str| {
                 if !common.quiet {
                     output::note(text);
                 }
             };
-            failover::cancel(&common.any_vault().await?, job.job, host_is_lost, told).await?
+            failover::cancel(&common.any_vault().await?, job.job, host_is_lost, source_is_lost, told).await?
         }
         FailoverCommand::Cancel { job, apply: false, .. } => {
             let meta = common.any_vault().await?.job(job.job).await?.meta;

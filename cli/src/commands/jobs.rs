@@ -114,6 +114,9 @@ pub(crate) fn people(meta: &JobMeta) -> String {
     text += &output::table(&rows);
     match (meta.kind, meta.state) {
         (_, state) if state.is_over() => {}
+        _ if meta.source.cancelling => {
+            text.push_str(&format!("Next: landfall failover cancel {} --apply\n", meta.job));
+        }
         (JobKind::Test, _) => text.push_str(&format!("Next: landfall failover cleanup {}\n", meta.job)),
         (_, JobState::Up) => {
             text.push_str(&format!("Next: landfall failover commit {0}, or landfall failover cancel {0}\n", meta.job));

@@ -24,7 +24,7 @@ pub(crate) async fn take(common: &Common, args: PointTake) -> Result<ExitCode> {
         }
     };
     let work = async {
-        let done = orders::give(&vault, request, told).await?;
+        let done = orders::give(&vault, orders::new_id()?, request, told).await?;
         let cycle = done.cycle.ok_or_else(|| Error::corrupt(format!("the agent of {machine} names no cycle")))?;
         orders::point_of(&vault, &machine, cycle, COMMIT_MAX).await
     };

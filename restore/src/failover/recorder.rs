@@ -29,6 +29,11 @@ impl Recorder {
         &self.job.meta
     }
 
+    /// The job, for whoever only reads it.
+    pub(crate) fn job(&self) -> Job {
+        self.job.clone()
+    }
+
     /// Writes a state. Of one before that the store may have taken without saying so, it is found out first.
     async fn put(&mut self, meta: &JobMeta) -> Result<()> {
         if let Some(doubtful) = &self.doubtful {

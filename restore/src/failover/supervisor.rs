@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use landfall_keys::RecoveryKey;
-use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, MachineName, Result, Timestamp};
+use landfall_model::{DiskName, Error, ErrorKind, JobId, JobKind, JobPoint, JobState, Result, Timestamp};
 use landfall_nbd::Address;
 use landfall_nbd::server::{Disk, Listening, Server};
 use landfall_vault::{Selector, Vault, crash_point, now};
@@ -20,8 +20,7 @@ use crate::boot;
 use crate::disk_view::PointView;
 use crate::drill::{self, Seen};
 use crate::export::ReadOnly;
-use crate::kvm::{self, Files, Picture, Plan, Running};
-use crate::orders::{self, COMMIT_MAX};
+use crate::kvm::{self, Files, Picture, Plan, Running, Settings};
 use crate::proof::prove as prove_disks;
 
 /// Names of steps.
@@ -85,6 +84,10 @@ impl Supervision<'_> {
         if job.meta.state.is_over() {
             return Err(Error::new(ErrorKind::Conflict, format!("job {id} is over: see `landfall jobs show {id}`")));
         }
+        if job.meta.source.cancelling {
+            let why = format!("job {id} is being taken back: run `landfall failover cancel {id} --apply` again");
+            return Err(Error::new(ErrorKind::Conflict, why));
+        }
         let mut recorder = Recorder::new(self.vault.clone(), job);
         let place = self.settle(&mut recorder).await?;
         let lock = place.take()?;
@@ -93,6 +96,7 @@ impl Supervision<'_> {
         })?;
         lock.sign()?;
         if let Some(text) = &self.settings {
+            Settings::parse(text, &place.folder().join("target.toml"))?;
             place.keep_settings(text)?;
         }
         let (test, is_drill) = (recorder.meta().kind == JobKind::Test, recorder.meta().is_drill());
@@ -131,13 +135,20 @@ impl Supervision<'_> {
         let ended =
             async { server.await.map_err(|e| Error::with_source(ErrorKind::Bug, "the server of the disks died", e))? };
         let outcome = if is_drill {
-            if recorder.meta().state == JobState::Up
-                && let Err(error) = keep_profile(&mut recorder, self.vault, &view).await
-            {
-                tracing::warn!(%error, "what the machine read at its boot is not kept");
-            }
-            let picture = machine.picture(&plan.files).await;
-            let stored = self.report(&recorder, &place, &seen, picture).await;
+            let told = async {
+                let picture = machine.picture(&plan.files).await;
+                if recorder.meta().state == JobState::Up
+                    && let Err(error) = keep_profile(&mut recorder, self.vault, &view).await
+                {
+                    tracing::warn!(%error, "what the machine read at its boot is not kept");
+                }
+                self.report(&recorder, &place, &seen, picture).await
+            };
+            // A store that is away does not keep the machine running for longer than a drill may take.
+            let stored = tokio::select! {
+                stored = told => stored,
+                why = &mut stop => Err(Error::new(ErrorKind::Unavailable, format!("{why}, and its report is not stored"))),
+            };
             stored.inspect_err(|error| (self.told)(Told::Failed(error)))
         } else if test {
             let attended = attend(&mut recorder, &machine, &plan, self.vault, &view);
@@ -224,7 +235,9 @@ impl Supervision<'_> {
     async fn make(&mut self, recorder: &mut Recorder, place: &Place, seen: &Seen) -> Result<Made> {
         let Self { vault, told, .. } = self;
         let (kind, name) = (recorder.meta().kind, recorder.meta().machine.clone());
+        let stopped_before = recorder.meta().source.cycle.is_some();
         // Whoever goes on with a job whose source is fenced finds it stopped, or lost.
+        let fenced = recorder.meta().step(FENCE).is_some_and(landfall_model::JobStep::is_done);
         if kind.is_real() && recorder.meta().step(FENCE).is_none() {
             told(Told::Step(source::STOP));
             source::stop(vault, recorder).await?;
@@ -234,12 +247,13 @@ impl Supervision<'_> {
             fence(vault, recorder, None).await?;
         }
         told(Told::Step(POINT));
-        let selector = match (recorder.meta().point, recorder.meta().source.cycle) {
-            (Some(point), _) => Selector::Seq(point.seq),
-            (None, Some(cycle)) if kind == JobKind::Planned => {
-                Selector::Seq(orders::point_of(vault, &name, cycle, COMMIT_MAX).await?.0.seq)
+        let selector = match recorder.meta().point {
+            Some(point) => Selector::Seq(point.seq),
+            None if kind == JobKind::Planned => {
+                let why = "the source was stopped, and its last point is not known: cancel the failover and begin anew";
+                return Err(Error::new(ErrorKind::Conflict, why));
             }
-            _ => recorder.meta().asked.parse()?,
+            None => recorder.meta().asked.parse()?,
         };
         let (recovery, before) = (self.recovery.clone(), recorder.meta().point);
         let choose = async {
@@ -262,6 +276,11 @@ impl Supervision<'_> {
             if recorder.meta().source.proof && !proved {
                 told(Told::Step(PROOF));
                 prove(&view, recorder).await?;
+            }
+            // A source that was stopped long ago may have been started since.
+            if !fenced && (recorder.meta().source.proof || stopped_before) {
+                told(Told::Step(source::STILL));
+                source::is_still(vault, recorder, point).await?;
             }
             told(Told::Step(FENCE));
             fence(vault, recorder, Some(point)).await?;
@@ -371,7 +390,7 @@ async fn fence(vault: &Vault, recorder: &mut Recorder, last: Option<JobPoint>) -
         let mut said = format!("generation {generation}: no gateway writes this machine any more");
         // What a source wrote after it was stopped was captured until the fence.
         let later = match last {
-            Some(last) => written_after(vault, &name, last).await?,
+            Some(last) => source::written_after(vault, &name, last).await?,
             None => 0,
         };
         if later > 0 && proof {
@@ -386,15 +405,6 @@ async fn fence(vault: &Vault, recorder: &mut Recorder, last: Option<JobPoint>) -
         Ok(((), Some(said)))
     };
     recorder.step(FENCE, fence).await
-}
-
-async fn written_after(vault: &Vault, machine: &MachineName, point: JobPoint) -> Result<u64> {
-    let log = vault.machine(machine);
-    let mut bytes = 0;
-    for key in log.line().await?.into_iter().rev().take_while(|key| key.seq > point.seq) {
-        bytes += log.point(key).await?.meta().counters.changed_bytes;
-    }
-    Ok(bytes)
 }
 
 /// The point is what the source had when it was stopped.

@@ -277,9 +277,14 @@ mod tests {
 
     #[test]
     fn a_test_on_a_shared_network_does_not_take_the_addresses_of_the_source() {
-        let settings = "[kvm]\nnetwork = \"bridge:br0\"";
+        let settings = "[kvm]\nnetwork = \"bridge:br0\"\ntest_network = \"bridge:br0\"";
         let test = text(&plan(settings, Some(shape()), true), false);
         assert!(!test.contains("aa:bb:cc") && test.contains("mac=52:54:00:"), "{test}");
         assert!(text(&plan(settings, Some(shape()), false), false).contains("aa:bb:cc:00:00:01"));
+        // Nothing that is said for a failover connects a test to others.
+        for network in ["bridge:br0", "user"] {
+            let test = text(&plan(&format!("[kvm]\nnetwork = \"{network}\""), Some(shape()), true), false);
+            assert!(test.contains("restrict=on") && !test.contains("tap"), "{test}");
+        }
     }
 }

@@ -76,7 +76,7 @@ impl Network {
     }
 
     /// Others are on it, for whom a test must not be the source.
-    fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::Bridge(_) | Self::User)
     }
 }
